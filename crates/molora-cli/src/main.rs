@@ -1,0 +1,2 @@
+//! `molora`: devices, verify, bench, demo.
+fn main() {}
