@@ -4,6 +4,6 @@ pub mod cpu;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-pub use cpu::Cpu;
 #[cfg(feature = "wgpu")]
 pub use self::wgpu::Wgpu;
+pub use cpu::Cpu;

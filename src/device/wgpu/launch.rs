@@ -26,7 +26,13 @@ pub(crate) struct Binding<'a> {
 impl<'a> Binding<'a> {
     /// Elements, read.
     pub(crate) fn read<E: Element>(name: &'static str, view: View<'a, E>) -> Self {
-        Self { name, tensor: Tensor::Elements(E::TYPE), access: Access::Read, buffer: view.buffer, range: view.bytes() }
+        Self {
+            name,
+            tensor: Tensor::Elements(E::TYPE),
+            access: Access::Read,
+            buffer: view.buffer,
+            range: view.bytes(),
+        }
     }
 
     /// Elements, written.
@@ -41,11 +47,22 @@ impl<'a> Binding<'a> {
 
     /// All of a buffer whose element type is known only at run time, read.
     pub(crate) fn elements(name: &'static str, element: ElementType, buffer: &'a wgpu::Buffer) -> Self {
-        Self { name, tensor: Tensor::Elements(element), access: Access::Read, buffer, range: 0..buffer.size() }
+        Self {
+            name,
+            tensor: Tensor::Elements(element),
+            access: Access::Read,
+            buffer,
+            range: 0..buffer.size(),
+        }
     }
 
     /// All of a buffer as a table.
-    pub(crate) fn table(name: &'static str, ty: &'static str, access: Access, buffer: &'a wgpu::Buffer) -> Self {
+    pub(crate) fn table(
+        name: &'static str,
+        ty: &'static str,
+        access: Access,
+        buffer: &'a wgpu::Buffer,
+    ) -> Self {
         Self { name, tensor: Tensor::Table(ty), access, buffer, range: 0..buffer.size() }
     }
 
@@ -88,7 +105,8 @@ impl Wgpu {
             return Ok(());
         }
         let alignment = u64::from(self.limits().min_storage_buffer_offset_alignment);
-        let mut params: Vec<(Cow<'static, str>, u32)> = launch.params.iter().map(|&(n, v)| (n.into(), v)).collect();
+        let mut params: Vec<(Cow<'static, str>, u32)> =
+            launch.params.iter().map(|&(n, v)| (n.into(), v)).collect();
         params.push(("groups".into(), launch.groups));
         for binding in launch.bindings {
             if let Some(bytes) = binding.tensor.element_bytes() {
@@ -103,13 +121,20 @@ impl Wgpu {
         for (index, binding) in launch.bindings.iter().enumerate() {
             let offset = binding.range.start - binding.lead(alignment);
             let size = (binding.range.end - offset).next_multiple_of(4).max(4);
-            let buffer = wgpu::BufferBinding { buffer: binding.buffer, offset, size: std::num::NonZeroU64::new(size) };
-            entries.push(wgpu::BindGroupEntry { binding: index as u32, resource: wgpu::BindingResource::Buffer(buffer) });
+            let buffer =
+                wgpu::BufferBinding { buffer: binding.buffer, offset, size: std::num::NonZeroU64::new(size) };
+            entries.push(wgpu::BindGroupEntry {
+                binding: index as u32,
+                resource: wgpu::BindingResource::Buffer(buffer),
+            });
         }
         let binding = launch.bindings.len() as u32;
         entries.push(wgpu::BindGroupEntry { binding, resource: uniform.as_entire_binding() });
-        let descriptor =
-            wgpu::BindGroupDescriptor { label: Some(launch.entry), layout: &pipeline.layout, entries: &entries };
+        let descriptor = wgpu::BindGroupDescriptor {
+            label: Some(launch.entry),
+            layout: &pipeline.layout,
+            entries: &entries,
+        };
         let group = self.device().create_bind_group(&descriptor);
         let [x, y] = self.grid_of(launch)?;
         let descriptor = wgpu::ComputePassDescriptor { label: Some(launch.entry), timestamp_writes: None };
@@ -123,10 +148,16 @@ impl Wgpu {
     /// Two dimensions where one is not enough; kernels flatten them.
     fn grid_of(&self, launch: &Launch) -> Result<[u32; 2]> {
         let most = self.limits().max_compute_workgroups_per_dimension;
-        let (x, y) = if launch.groups <= most { (launch.groups, 1) } else { (most, launch.groups.div_ceil(most)) };
+        let (x, y) =
+            if launch.groups <= most { (launch.groups, 1) } else { (most, launch.groups.div_ceil(most)) };
         if y > most {
             let expected = format!("at most {most} * {most} workgroups");
-            return Err(Error::argument(launch.op, "tokens", expected, format!("{} workgroups", launch.groups)));
+            return Err(Error::argument(
+                launch.op,
+                "tokens",
+                expected,
+                format!("{} workgroups", launch.groups),
+            ));
         }
         Ok([x, y])
     }
@@ -186,7 +217,8 @@ impl Wgpu {
     fn compile(&self, launch: &Launch, text: String) -> Pipeline {
         let device = self.device();
         let source = wgpu::ShaderSource::Wgsl(text.into());
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(launch.op), source });
+        let module =
+            device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(launch.op), source });
         let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,

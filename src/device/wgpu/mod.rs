@@ -11,6 +11,7 @@ pub use pool::Pool;
 pub use view::View;
 
 pub(crate) use launch::{Binding, Launch};
+pub(crate) use plan::{Layout, TILE_ROUTES};
 pub(crate) use text::{Access, Tensor};
 
 use crate::error::{Error, Result};
@@ -71,7 +72,8 @@ impl std::fmt::Display for Status {
             (Self::SCORE_NOT_FINITE, "score not finite"),
             (Self::UNEQUAL_RANKS, "unequal ranks"),
         ];
-        let found: Vec<&str> = names.iter().filter(|(s, _)| self.contains(*s)).map(|(_, name)| *name).collect();
+        let found: Vec<&str> =
+            names.iter().filter(|(s, _)| self.contains(*s)).map(|(_, name)| *name).collect();
         f.write_str(if found.is_empty() { "ok".to_string() } else { found.join(", ") }.as_str())
     }
 }
@@ -112,12 +114,15 @@ impl Wgpu {
             required_limits: adapter.limits(),
             ..Default::default()
         };
-        let (device, queue) = block_on(adapter.request_device(&descriptor)).map_err(|e| lost(e.to_string()))?;
+        let (device, queue) =
+            block_on(adapter.request_device(&descriptor)).map_err(|e| lost(e.to_string()))?;
         // What no check of ours foresaw (memory, a lost device) is kept for the next call instead of a panic.
         let failure = Arc::new(Mutex::new(None));
         let (on_error, on_loss) = (failure.clone(), failure.clone());
         device.on_uncaptured_error(Arc::new(move |e| keep(&on_error, e.to_string())));
-        device.set_device_lost_callback(move |reason, text| keep(&on_loss, format!("device lost: {reason:?} {text}")));
+        device.set_device_lost_callback(move |reason, text| {
+            keep(&on_loss, format!("device lost: {reason:?} {text}"))
+        });
         Ok(Self::assemble(info, device, queue, failure))
     }
 
@@ -200,7 +205,8 @@ impl Wgpu {
             return Err(Error::argument("wgpu", label, format!("at most {most} bytes in one buffer"), size));
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         Ok(self.device().create_buffer(&descriptor))
     }
 
@@ -210,13 +216,19 @@ impl Wgpu {
         let bytes = ((len * size_of::<T>()) as u64).next_multiple_of(4);
         if bytes > buffer.size() {
             let most = buffer.size();
-            return Err(Error::argument("download", "len", format!("at most the buffer's {most} bytes"), bytes));
+            return Err(Error::argument(
+                "download",
+                "len",
+                format!("at most the buffer's {most} bytes"),
+                bytes,
+            ));
         }
         if bytes == 0 {
             return Ok(Vec::new());
         }
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let descriptor = wgpu::BufferDescriptor { label: Some("download"), size: bytes, usage, mapped_at_creation: false };
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some("download"), size: bytes, usage, mapped_at_creation: false };
         let staging = self.device().create_buffer(&descriptor);
         let mut encoder = self.encoder();
         encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
@@ -265,7 +277,8 @@ impl Wgpu {
 
 fn status_buffer(device: &wgpu::Device) -> wgpu::Buffer {
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-    let descriptor = wgpu::BufferDescriptor { label: Some("status"), size: 16, usage, mapped_at_creation: false };
+    let descriptor =
+        wgpu::BufferDescriptor { label: Some("status"), size: 16, usage, mapped_at_creation: false };
     device.create_buffer(&descriptor)
 }
 

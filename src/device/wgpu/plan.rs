@@ -109,7 +109,9 @@ mod tests {
                 for experts in [1, 5, 4096] {
                     let layout = Layout::new(&Sizes { tokens, top_k, experts });
                     assert_eq!(layout.chunk_routes % top_k, 0);
-                    assert!(layout.chunk_routes <= CHUNK_ROUTES && layout.chunk_routes / top_k <= CHUNK_TOKENS);
+                    assert!(
+                        layout.chunk_routes <= CHUNK_ROUTES && layout.chunk_routes / top_k <= CHUNK_TOKENS
+                    );
                     assert!(layout.chunks * layout.chunk_routes >= tokens * top_k);
                     // The worst spread: every expert but one has one route more than whole tiles.
                     let spread = experts.min(tokens * top_k);

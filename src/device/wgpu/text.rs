@@ -69,7 +69,9 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
         Tensor::Elements(ElementType::F16) => {
             declare_packed(text, name, &at, ("unpack2x16float", "narrow_f16"), writes);
         }
-        Tensor::Elements(ElementType::Bf16) => declare_packed(text, name, &at, ("widen_bf16", "narrow_bf16"), writes),
+        Tensor::Elements(ElementType::Bf16) => {
+            declare_packed(text, name, &at, ("widen_bf16", "narrow_bf16"), writes)
+        }
     }
 }
 

@@ -30,10 +30,20 @@ impl<'a, T> View<'a, T> {
         // Kernels read and write whole words.
         if end.is_none_or(|end| end.next_multiple_of(4) as u64 > buffer.size()) {
             let expected = format!("within the buffer's {} bytes", buffer.size());
-            return Err(Error::argument("view", "first + len", expected, format!("({first} + {len}) * {size} bytes")));
+            return Err(Error::argument(
+                "view",
+                "first + len",
+                expected,
+                format!("({first} + {len}) * {size} bytes"),
+            ));
         }
         if size == 2 && !first.is_multiple_of(2) {
-            return Err(Error::argument("view", "first", "an even element for packed 16-bit elements", first));
+            return Err(Error::argument(
+                "view",
+                "first",
+                "an even element for packed 16-bit elements",
+                first,
+            ));
         }
         Ok(Self { buffer, first, len, _element: PhantomData })
     }
