@@ -32,11 +32,13 @@ table() {
 # One Vulkan driver for one command: both spellings, as old and new loaders read different ones.
 # A display server or a real GPU must not get in between.
 software() { env -u DISPLAY -u WAYLAND_DISPLAY LIBGL_ALWAYS_SOFTWARE=1 XDG_RUNTIME_DIR="$PWD/target/drivers/run" "$@"; }
+# No OpenGL beside it either: that would be a second adapter, under the same name on llvmpipe.
 vulkan() { # vulkan MANIFEST COMMAND...
     local icd
     icd=$(realpath -e "$1") || return 1
     shift
-    software WGPU_BACKEND=vulkan VK_DRIVER_FILES="$icd" VK_ICD_FILENAMES="$icd" "$@"
+    software WGPU_BACKEND=vulkan __EGL_VENDOR_LIBRARY_FILENAMES=/none \
+        VK_DRIVER_FILES="$icd" VK_ICD_FILENAMES="$icd" "$@"
 }
 # shellcheck disable=SC2206  # the name of Mesa's manifest carries the architecture: a glob finds it
 lavapipe_icd=(/usr/share/vulkan/icd.d/lvp_icd*.json)
@@ -47,7 +49,12 @@ opengl() { software WGPU_BACKEND=gl VK_DRIVER_FILES=/none VK_ICD_FILENAMES=/none
 
 combination() { cargo clippy -p molora "$@" -- -D warnings; }
 document() { RUSTDOCFLAGS='-D warnings' cargo doc -p molora --no-deps --all-features; }
-dump_shaders() { rm -rf target/tint/wgsl && cargo run -q --example dump_shaders -- target/tint/wgsl; }
+# Always the whole workspace: with `-p`, cargo settles on other features of the dependencies and compiles them anew.
+suite=(cargo test --workspace --tests --no-fail-fast)
+dump_shaders() {
+    rm -rf target/tint/wgsl && cargo build -q --workspace --examples &&
+        "${CARGO_TARGET_DIR:-target}/debug/examples/dump_shaders" target/tint/wgsl
+}
 demo() {
     lavapipe cargo run -q --release -p molora-cli --bin molora -- demo --json >target/demo.json &&
         cat target/demo.json && node -e 'JSON.parse(require("fs").readFileSync("target/demo.json", "utf8"))'
@@ -64,8 +71,8 @@ step 'build without features' combination --no-default-features
 step 'build with cuda' combination --features cuda
 step 'build with cuda alone' combination --no-default-features --features cuda
 step documentation document
-step 'tests on lavapipe' lavapipe cargo test --workspace --tests
-step 'tests on SwiftShader' swiftshader cargo test -p molora -p molora-check --tests
+step 'tests on lavapipe' lavapipe "${suite[@]}"
+step 'tests on SwiftShader' swiftshader "${suite[@]}"
 step 'doc tests' lavapipe cargo test --workspace --doc
 step 'Tint can fail' node tests/tint/check.mjs --self-test
 step 'dump the shaders' dump_shaders
@@ -73,9 +80,9 @@ step 'Tint' node tests/tint/check.mjs target/tint/wgsl
 
 if [ -n "$long" ]; then
     # Ignored tests stay ignored: they are absent hardware and known issues, and fail by definition.
-    step 'long tests on lavapipe' lavapipe env MOLORA_LONG=1 cargo test --workspace --tests
-    step 'long tests on SwiftShader' swiftshader env MOLORA_LONG=1 cargo test -p molora -p molora-check --tests
-    step 'tests on OpenGL' opengl cargo test -p molora -p molora-check --tests
+    step 'long tests on lavapipe' lavapipe MOLORA_LONG=1 "${suite[@]}"
+    step 'long tests on SwiftShader' swiftshader MOLORA_LONG=1 "${suite[@]}"
+    step 'tests on OpenGL' opengl "${suite[@]}"
     step 'clippy without features' combination --all-targets --no-default-features
     step 'clippy with cuda' combination --all-targets --features cuda
     step 'clippy with cuda alone' combination --all-targets --no-default-features --features cuda
