@@ -257,6 +257,18 @@ impl Wgpu {
         Ok(Status(word))
     }
 
+    /// The text of every kernel compiled so far, under `entry_N`: for other compilers to judge.
+    pub fn shader_texts(&self) -> Vec<(String, String)> {
+        let pipelines = self.shared.pipelines.lock().unwrap_or_else(|p| p.into_inner());
+        let mut texts: Vec<&String> = pipelines.keys().collect();
+        texts.sort();
+        let split = |(i, key): (usize, &&String)| {
+            let (entry, text) = key.split_once('\n').unwrap_or((key, ""));
+            (format!("{entry}_{i}"), text.to_string())
+        };
+        texts.iter().enumerate().map(split).collect()
+    }
+
     /// The status word, for kernels.
     pub(crate) fn status_buffer(&self) -> &wgpu::Buffer {
         &self.status
