@@ -5,14 +5,15 @@
 use super::simd::{Avx2, Avx512};
 use super::simd::{Level, Portable, Simd};
 use crate::element::Element;
+use std::ops::Range;
 
 /// Longest vector of any level, for tails.
 const MAX_LANES: usize = 16;
 
 /// `out[m * ws.len() + n] = <xs[m], ws[n]>`; all rows have one length.
 ///
-/// Lane l of a product adds the elements l, l + LANES, .. in order, then the lanes are summed in a fixed order:
-/// the same bits in every tile.
+/// In every 1024 elements lane l of a product adds the elements l, l + LANES, .. in order, then the lanes are summed
+/// in a fixed order, then the parts: the same bits in every tile.
 pub(super) fn dot_rows<X: Element, W: Element>(level: Level, xs: &[&[X]], ws: &[&[W]], out: &mut [f32]) {
     let k = xs.first().map_or(0, |x| x.len());
     assert!(xs.iter().all(|x| x.len() == k) && ws.iter().all(|w| w.len() == k), "rows of one length");
@@ -43,45 +44,52 @@ unsafe fn dot_rows_avx512<X: Element, W: Element>(k: usize, xs: &[&[X]], ws: &[&
     unsafe { dot_tiles::<Avx512, X, W>(k, xs, ws, out) }
 }
 
+/// Elements of the inner dimension whose rows of one register tile stay in the first-level cache (8 rows of 4 KiB).
+const INNER: usize = 1024;
+
 /// Cuts the block into register tiles: 4 x 4 (16 accumulators, 8 loads a step), thin ones at the edges.
 #[inline(always)]
 unsafe fn dot_tiles<S: Simd, X: Element, W: Element>(k: usize, xs: &[&[X]], ws: &[&[W]], out: &mut [f32]) {
     let stride = ws.len();
-    let mut m = 0;
-    while m < xs.len() {
-        let rows = if xs.len() - m >= 4 { 4 } else { 1 };
-        let mut n = 0;
-        while n < ws.len() {
-            let left = ws.len() - n;
-            let place = &mut out[m * stride + n..];
-            // SAFETY: the tile's rows are within both lists, all of length k, by the caller's promise.
-            n += unsafe {
-                match (rows, left) {
-                    (4, 4..) => dot_tile::<S, X, W, 4, 4>(k, &xs[m..], &ws[n..], place, stride),
-                    (4, _) => dot_tile::<S, X, W, 4, 1>(k, &xs[m..], &ws[n..], place, stride),
-                    (_, 8..) => dot_tile::<S, X, W, 1, 8>(k, &xs[m..], &ws[n..], place, stride),
-                    _ => dot_tile::<S, X, W, 1, 1>(k, &xs[m..], &ws[n..], place, stride),
-                }
-            };
+    out[..xs.len() * stride].fill(0.0);
+    for inner in (0..k).step_by(INNER) {
+        let columns = inner..k.min(inner + INNER);
+        let mut m = 0;
+        while m < xs.len() {
+            let rows = if xs.len() - m >= 4 { 4 } else { 1 };
+            let mut n = 0;
+            while n < ws.len() {
+                let left = ws.len() - n;
+                let (place, k) = (&mut out[m * stride + n..], columns.clone());
+                // SAFETY: the tile's rows are within both lists, all of length k, by the caller's promise.
+                n += unsafe {
+                    match (rows, left) {
+                        (4, 4..) => dot_tile::<S, X, W, 4, 4>(k, &xs[m..], &ws[n..], place, stride),
+                        (4, _) => dot_tile::<S, X, W, 4, 1>(k, &xs[m..], &ws[n..], place, stride),
+                        (_, 8..) => dot_tile::<S, X, W, 1, 8>(k, &xs[m..], &ws[n..], place, stride),
+                        _ => dot_tile::<S, X, W, 1, 1>(k, &xs[m..], &ws[n..], place, stride),
+                    }
+                };
+            }
+            m += rows;
         }
-        m += rows;
     }
 }
 
-/// One register tile; returns its columns.
+/// Adds the columns' part of one register tile to `out`; returns the tile's columns.
 #[inline(always)]
 unsafe fn dot_tile<S: Simd, X: Element, W: Element, const M: usize, const N: usize>(
-    k: usize,
+    columns: Range<usize>,
     xs: &[&[X]],
     ws: &[&[W]],
     out: &mut [f32],
     stride: usize,
 ) -> usize {
-    let x: [*const X; M] = std::array::from_fn(|m| xs[m].as_ptr());
-    let w: [*const W; N] = std::array::from_fn(|n| ws[n].as_ptr());
-    let whole = k / S::LANES * S::LANES;
-    // SAFETY: every load is within a row of length k: whole vectors below `whole`, the tail from padded copies.
+    let (k, whole) = (columns.len(), columns.len() / S::LANES * S::LANES);
+    // SAFETY: every load is within the columns of a row: whole vectors below `whole`, the tail from padded copies.
     unsafe {
+        let x: [*const X; M] = std::array::from_fn(|m| xs[m].as_ptr().add(columns.start));
+        let w: [*const W; N] = std::array::from_fn(|n| ws[n].as_ptr().add(columns.start));
         let mut sums = [[S::splat(0.0); N]; M];
         let mut i = 0;
         while i < whole {
@@ -105,7 +113,7 @@ unsafe fn dot_tile<S: Simd, X: Element, W: Element, const M: usize, const N: usi
         }
         for m in 0..M {
             for n in 0..N {
-                out[m * stride + n] = S::sum(sums[m][n]);
+                out[m * stride + n] += S::sum(sums[m][n]);
             }
         }
     }
@@ -229,7 +237,9 @@ mod tests {
 
     fn check<X: Element, W: Element>() {
         for level in Level::all() {
-            for (m, n, k) in [(1, 1, 1), (1, 9, 7), (3, 4, 16), (5, 5, 33), (4, 13, 64), (9, 3, 100)] {
+            for (m, n, k) in
+                [(1, 1, 1), (1, 9, 7), (3, 4, 16), (5, 5, 33), (4, 13, 64), (9, 3, 100), (5, 9, 2050)]
+            {
                 let (x, w): (Vec<X>, Vec<W>) = (values(1, m * k), values(2, n * k));
                 let (xs, ws): (Vec<&[X]>, Vec<&[W]>) = (x.chunks(k).collect(), w.chunks(k).collect());
                 let mut out = vec![f32::NAN; m * n];
