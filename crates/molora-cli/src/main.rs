@@ -1,2 +1,33 @@
-//! `molora`: devices, verify, bench, demo.
-fn main() {}
+//! `molora`: the library's command line.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use molora_cli::demo;
+use tracing_subscriber::EnvFilter;
+
+/// Fused MoE-LoRA kernels for CUDA, WebGPU and the CPU
+#[derive(Parser)]
+#[command(name = "molora", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// One line for each command here, and one below.
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+}
+
+fn main() -> Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,molora_cli=info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+    }
+}
