@@ -10,7 +10,6 @@ use std::path::Path;
 const CELL: i32 = 17;
 const LEFT: i32 = 96;
 const TOP: i32 = 92;
-const BOTTOM: i32 = 120;
 const MARGIN: i32 = 16;
 /// Empty columns between two sections.
 const SECTION_GAP: i32 = 10;
@@ -18,11 +17,12 @@ const SECTION_GAP: i32 = 10;
 const LABEL_CHARS: usize = 14;
 
 /// Colours that are told apart also by most colour-blind eyes; further experts get hues between them.
-const COLOURS: [RGBColor; 8] = [
+const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
+    RGBColor(70, 70, 70),
     RGBColor(213, 94, 0),
     RGBColor(86, 180, 233),
     RGBColor(120, 94, 240),
@@ -36,6 +36,13 @@ pub struct Section {
     pub title: String,
     /// One for each token.
     pub labels: Vec<String>,
+}
+
+impl Section {
+    /// The columns' width, or the title's.
+    fn width(&self) -> i32 {
+        (self.labels.len() as i32 * CELL).max(7 * self.title.chars().count() as i32)
+    }
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -54,11 +61,13 @@ fn render(
     trace: &Trace,
     experts: &[String],
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let columns: i32 = sections.iter().map(|section| section.labels.len() as i32).sum();
     let legend: i32 = experts.iter().map(|name| legend_width(name)).sum();
-    let cells = columns * CELL + SECTION_GAP * (sections.len() as i32 - 1).max(0);
+    let cells: i32 = sections.iter().map(|section| section.width() + SECTION_GAP).sum();
+    let longest =
+        sections.iter().flat_map(|section| &section.labels).map(|label| readable(label).chars().count());
     let width = (LEFT + cells.max(legend).max(7 * title.chars().count() as i32) + MARGIN) as u32;
-    let height = (TOP + trace.rows.len() as i32 * CELL + BOTTOM) as u32;
+    let height =
+        (TOP + trace.rows.len() as i32 * CELL + 8 * longest.max().unwrap_or(0) as i32 + 2 * MARGIN) as u32;
     let root = SVGBackend::with_string(svg, (width, height)).into_drawing_area();
     root.fill(&WHITE)?;
     root.draw(&Text::new(title.to_owned(), (MARGIN, 14), ("sans-serif", 16)))?;
@@ -68,7 +77,7 @@ fn render(
     for section in sections {
         draw_section(&root, x, first, section, trace)?;
         first += section.labels.len();
-        x += section.labels.len() as i32 * CELL + SECTION_GAP;
+        x += section.width() + SECTION_GAP;
     }
     root.present()?;
     drop(root);

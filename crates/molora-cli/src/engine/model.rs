@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 use candle_nn::ops::rms_norm;
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::ops::Range;
@@ -198,9 +197,4 @@ fn causal_mask(start: usize, tokens: usize) -> Result<Option<Tensor>> {
     let value = |at: usize| if at % width > start + at / width { f32::NEG_INFINITY } else { 0.0 };
     let values: Vec<f32> = (0..tokens * width).map(value).collect();
     Ok(Some(Tensor::from_vec(values, (tokens, width), &Device::Cpu)?))
-}
-
-/// The layers that a mixture touches, for messages.
-pub fn touched_layers(mixture: &Mixture) -> Vec<usize> {
-    mixture.modules.keys().map(|key| key.0).collect::<BTreeSet<_>>().into_iter().collect()
 }
