@@ -1,8 +1,8 @@
 //! `molora`: the library's command line.
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 use molora_cli::demo;
+use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 /// Fused MoE-LoRA kernels for CUDA, WebGPU and the CPU
@@ -19,7 +19,7 @@ enum Command {
     Demo(demo::DemoArgs),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,molora_cli=info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -27,7 +27,15 @@ fn main() -> Result<()> {
         .without_time()
         .with_target(false)
         .init();
-    match Cli::parse().command {
+    let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes, and no backtrace: the messages are meant for users.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

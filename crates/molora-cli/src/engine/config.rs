@@ -57,14 +57,14 @@ impl Config {
     pub fn check(&self, file: &str) -> Result<()> {
         ensure!(self.layers > 0 && self.heads > 0, "{file}: expected at least one layer and one head");
         ensure!(
-            self.kv_heads > 0 && self.heads % self.kv_heads == 0,
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
             "{file}: llama.attention.head_count_kv: expected a divisor of {}, got {}",
             self.heads,
             self.kv_heads
         );
         // A rotary width below the head's width would leave lanes unrotated: not done here.
         ensure!(
-            self.heads * self.head_dim == self.hidden && self.head_dim % 2 == 0,
+            self.heads * self.head_dim == self.hidden && self.head_dim.is_multiple_of(2),
             "{file}: llama.rope.dimension_count: expected {} / {} and even, got {}",
             self.hidden,
             self.heads,
