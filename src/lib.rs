@@ -1,3 +1,4 @@
 //! Fused MoE-LoRA kernels for CUDA, WebGPU and the CPU.
+pub mod adapter;
 pub mod element;
 pub mod error;
