@@ -4,7 +4,7 @@ mod common;
 
 use molora_cli::engine::expert::ExpertLinear;
 use molora_cli::engine::host::with_slice;
-use molora_cli::engine::mixture::{Mixture, Module};
+use molora_cli::engine::mixture::{Mixture, Module, scores};
 use molora_cli::engine::model::{Model, Pass};
 use molora_cli::engine::projection::Projection;
 use molora_cli::engine::setting::{Routing, Setting};
@@ -15,11 +15,12 @@ fn definition(base: &[f32], out_features: usize, x: &[f32], module: &Module, gat
     let mut y: Vec<f64> = base.chunks_exact(x.len()).map(dot).collect();
     for (lora, gate) in module.experts.iter().zip(gates) {
         let Some(lora) = lora else { continue };
-        let h: Vec<f64> = lora.a.chunks_exact(x.len()).map(dot).collect();
+        let (a, b): (Vec<f32>, Vec<f32>) = (lora.a().collect(), lora.b().collect());
+        let h: Vec<f64> = a.chunks_exact(x.len()).map(dot).collect();
         for (out, y) in y.iter_mut().enumerate() {
-            let row = &lora.b[out * lora.rank..(out + 1) * lora.rank];
+            let row = &b[out * lora.rank()..(out + 1) * lora.rank()];
             let sum: f64 = row.iter().zip(&h).map(|(&b, &h)| f64::from(b) * h).sum();
-            *y += gate * f64::from(lora.scaling) * sum;
+            *y += gate * f64::from(lora.scaling()) * sum;
         }
     }
     assert_eq!(y.len(), out_features);
@@ -34,7 +35,7 @@ fn gates(x: &[f32], module: &Module, setting: &Setting) -> Vec<f64> {
         Setting::Uniform => vec![1.0 / experts as f64; experts],
         Setting::Expert { id, .. } => (0..experts).map(|e| f64::from(u8::from(e == *id))).collect(),
         Setting::Top(k) => {
-            let scores = module.router.scores(x);
+            let scores = scores(&module.router, x);
             let mut order: Vec<usize> = (0..experts).collect();
             order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]));
             let mut gates = vec![0.0; experts];

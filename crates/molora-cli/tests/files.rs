@@ -52,7 +52,7 @@ fn other_experts_ranks_and_layers_come_from_the_files() {
     assert_eq!(mixture.first_layer(), Some(0));
     let gate = &mixture.modules[&(0, Projection::Gate)];
     assert!(gate.experts[0].is_none());
-    assert_eq!(gate.experts[1].as_ref().map(|lora| (lora.rank, lora.scaling)), Some((3, 2.0)));
+    assert_eq!(gate.experts[1].as_ref().map(|lora| (lora.rank(), lora.scaling())), Some((3, 2.0)));
     assert_eq!(mixture.modules[&(2, Projection::Up)].experts.iter().flatten().count(), 2);
 
     let order = ["zeta".to_owned(), "alpha".to_owned()];

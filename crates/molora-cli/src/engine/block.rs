@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::rope_i;
+use molora::adapter::Lora;
 
 /// One block.
 pub struct Block {
@@ -42,7 +43,7 @@ impl Block {
                 "model: {key}: expected [{out_features:?}, {in_features:?}], got {shape:?}"
             );
             let module = mixture.modules.get(&(layer, projection));
-            let module = module.map(|module| in_gguf_order(module, config, projection));
+            let module = module.map(|module| in_gguf_order(module, config, projection)).transpose()?;
             linears.push(Linear::new(weight, (layer, projection), module.as_ref())?);
         }
         Ok(Self {
@@ -123,14 +124,16 @@ fn expected_shape(config: &Config, projection: Projection) -> (Option<usize>, Op
 }
 
 /// The module with the rows of B as the model's file orders the outputs.
-fn in_gguf_order(module: &Module, config: &Config, projection: Projection) -> Module {
+fn in_gguf_order(module: &Module, config: &Config, projection: Projection) -> Result<Module> {
     let mut module = module.clone();
     if let Some(heads) = projection.rotated_heads(config) {
         for lora in module.experts.iter_mut().flatten() {
-            lora.b = interleave_rows(&lora.b, lora.rank, heads);
+            let (a, b): (Vec<f32>, Vec<f32>) = (lora.a().collect(), lora.b().collect());
+            let b = interleave_rows(&b, lora.rank(), heads);
+            *lora = Lora::new(lora.in_features(), lora.out_features(), lora.scaling(), &a, &b, lora.rank())?;
         }
     }
-    module
+    Ok(module)
 }
 
 /// Appends to the cache, if there is one, and gives back all keys and values so far.

@@ -2,10 +2,11 @@
 //!
 //! This is the only place of the engine that knows how the mixture is computed.
 
-use super::mixture::{Lora, Module, Router};
+use super::mixture::{Module, scores};
 use super::setting::{Routing, Setting};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
+use molora::adapter::{Lora, RouterWeights};
 
 /// One linear with its experts and its router, resident on the device.
 pub struct ExpertLinear {
@@ -18,7 +19,7 @@ pub struct ExpertLinear {
     expand: Tensor,
     /// For every lane of the rank axis: its expert and that expert's scaling.
     lanes: Vec<(usize, f32)>,
-    router: Router,
+    router: RouterWeights,
 }
 
 impl ExpertLinear {
@@ -27,15 +28,17 @@ impl ExpertLinear {
         let experts: Vec<(usize, &Lora)> =
             module.experts.iter().enumerate().filter_map(|(e, lora)| Some((e, lora.as_ref()?))).collect();
         let lanes: Vec<(usize, f32)> =
-            experts.iter().flat_map(|&(e, lora)| vec![(e, lora.scaling); lora.rank]).collect();
+            experts.iter().flat_map(|&(e, lora)| vec![(e, lora.scaling()); lora.rank()]).collect();
         let mut a = Vec::with_capacity(lanes.len() * in_features);
         let mut b = Vec::with_capacity(lanes.len() * out_features);
+        let mut factors = Vec::new();
         for (_, lora) in &experts {
-            a.extend_from_slice(&lora.a);
+            a.extend(lora.a());
+            factors.push((lora.rank(), lora.b().collect::<Vec<f32>>()));
         }
         for row in 0..out_features {
-            for (_, lora) in &experts {
-                b.extend_from_slice(&lora.b[row * lora.rank..(row + 1) * lora.rank]);
+            for (rank, factor) in &factors {
+                b.extend_from_slice(&factor[row * rank..(row + 1) * rank]);
             }
         }
         let device = &Device::Cpu;
@@ -62,7 +65,7 @@ impl ExpertLinear {
     }
 
     /// The router that this linear asks.
-    pub fn router(&self) -> &Router {
+    pub fn router(&self) -> &RouterWeights {
         &self.router
     }
 
@@ -119,7 +122,7 @@ impl ExpertLinear {
                 routing.ids.clear();
                 routing.weights.clear();
                 for row in x.chunks_exact(self.in_features) {
-                    let scores = self.router.scores(row);
+                    let scores = scores(&self.router, row);
                     let mut order: Vec<usize> = (0..self.experts).collect();
                     order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]));
                     let sum: f64 = order[..*k].iter().map(|&e| (scores[e] - scores[order[0]]).exp()).sum();

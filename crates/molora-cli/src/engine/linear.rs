@@ -47,22 +47,17 @@ impl Linear {
         let (out_features, in_features) = weight.dims2()?;
         let name = format!("layers.{}.{}", at.0, at.1.name());
         ensure!(
-            module.router.weight.len() == module.experts.len() * in_features
-                && module.router.bias.len() == module.experts.len(),
-            "{name}: router: expected [{}, {in_features}] and its bias, got {} and {} values",
-            module.experts.len(),
-            module.router.weight.len(),
-            module.router.bias.len()
+            module.router.in_features == in_features,
+            "{name}: router: expected {in_features} columns, got {}",
+            module.router.in_features
         );
         for (expert, lora) in module.experts.iter().enumerate() {
             let Some(lora) = lora else { continue };
             ensure!(
-                lora.a.len() == lora.rank * in_features && lora.b.len() == lora.rank * out_features,
-                "{name}: expert {expert}: expected A [{}, {in_features}] and B [{out_features}, {}], got {} and {} values",
-                lora.rank,
-                lora.rank,
-                lora.a.len(),
-                lora.b.len()
+                (lora.out_features(), lora.in_features()) == (out_features, in_features),
+                "{name}: expert {expert}: expected factors of [{out_features}, {in_features}], got [{}, {}]",
+                lora.out_features(),
+                lora.in_features()
             );
         }
         let base = weight.flatten_all()?.to_vec1()?;

@@ -1,46 +1,11 @@
 //! Which linears carry experts, as the adapters' and the routers' files say.
 
-use super::peft;
 use super::projection::Projection;
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use molora::adapter::{Adapter, Lora, RouterWeights, read_routers};
 use safetensors::SafeTensors;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
-
-/// The two factors of one expert on one linear.
-#[derive(Debug, Clone)]
-pub struct Lora {
-    /// Rows of A.
-    pub rank: usize,
-    /// `lora_alpha / r`, or as the adapter's file says.
-    pub scaling: f32,
-    /// `[rank, in]`.
-    pub a: Vec<f32>,
-    /// `[out, rank]`.
-    pub b: Vec<f32>,
-}
-
-/// Scores of the experts: `r = x R^T + bias`.
-#[derive(Debug, Clone)]
-pub struct Router {
-    /// `[experts, in]`.
-    pub weight: Vec<f32>,
-    /// `[experts]`.
-    pub bias: Vec<f32>,
-}
-
-impl Router {
-    /// The scores of one token, in f64.
-    pub fn scores(&self, x: &[f32]) -> Vec<f64> {
-        let dot = |row: &[f32]| row.iter().zip(x).map(|(&r, &v)| f64::from(r) * f64::from(v)).sum::<f64>();
-        self.weight
-            .chunks_exact(x.len())
-            .zip(&self.bias)
-            .map(|(row, &bias)| dot(row) + f64::from(bias))
-            .collect()
-    }
-}
 
 /// The experts and the router of one linear.
 #[derive(Debug, Clone)]
@@ -48,7 +13,7 @@ pub struct Module {
     /// One entry for each expert, in the routers' order; an expert may leave a linear alone.
     pub experts: Vec<Option<Lora>>,
     /// Its rows are the experts.
-    pub router: Router,
+    pub router: RouterWeights,
 }
 
 /// All experts of a model.
@@ -65,34 +30,70 @@ impl Mixture {
     ///
     /// The order of the experts is `order`, else the list that the routers' file carries, else alphabetical.
     pub fn load(folder: &Path, routers: &Path, order: Option<&[String]>) -> Result<Self> {
-        let routers = Routers::read(routers)?;
+        let file = routers.display();
         let names = match order {
             Some(names) => names.to_vec(),
-            None => match &routers.order {
-                Some(names) => names.clone(),
+            None => match order_in_metadata(routers)? {
+                Some(names) => names,
                 None => folders(folder)?,
             },
         };
         ensure!(!names.is_empty(), "{}: expected one folder for each expert, got none", folder.display());
-        let mut modules: BTreeMap<(usize, Projection), Vec<Option<Lora>>> = BTreeMap::new();
+        let mut places: BTreeMap<(usize, Projection), Vec<Option<Lora>>> = BTreeMap::new();
         for (expert, name) in names.iter().enumerate() {
-            for (key, lora) in peft::read(&folder.join(name))? {
-                modules.entry(key).or_insert_with(|| vec![None; names.len()])[expert] = Some(lora);
+            let folder = folder.join(name);
+            for (module, lora) in Adapter::from_peft(&folder)?.modules() {
+                let Some(place) = Projection::parse(module) else {
+                    bail!("{}: {module}: expected a linear of a llama block", folder.display());
+                };
+                places.entry(place).or_insert_with(|| vec![None; names.len()])[expert] = Some(lora.clone());
             }
         }
-        let modules = modules
-            .into_iter()
-            .map(|((layer, projection), experts)| {
-                let router = routers.of(layer, projection, names.len())?;
-                Ok(((layer, projection), Module { experts, router }))
-            })
-            .collect::<Result<_>>()?;
+        let mut routers = read_routers(routers)?;
+        let mut modules = BTreeMap::new();
+        for ((layer, projection), experts) in places {
+            let key = format!("layers.{layer}.{}.router", projection.name());
+            let Some(router) = routers.remove(&(layer, projection.name().to_owned())) else {
+                bail!("{file}: {key}.weight: expected a tensor, since there are experts; got nothing");
+            };
+            ensure!(
+                router.experts == names.len(),
+                "{file}: {key}.weight: expected {} rows, one for each expert, got {}",
+                names.len(),
+                router.experts
+            );
+            modules.insert((layer, projection), Module { experts, router });
+        }
+        for (layer, linear) in routers.keys() {
+            tracing::warn!("{file}: layers.{layer}.{linear}.router: no expert changes this linear: left out");
+        }
         Ok(Self { names, modules })
     }
 
     /// The first layer that an expert can change; all layers below are the same in every setting.
     pub fn first_layer(&self) -> Option<usize> {
         self.modules.keys().next().map(|&(layer, _)| layer)
+    }
+}
+
+/// The scores of one token, in f64: a second opinion on the routing that the device computed.
+pub fn scores(router: &RouterWeights, x: &[f32]) -> Vec<f64> {
+    let dot = |row: &[f32]| row.iter().zip(x).map(|(&r, &v)| f64::from(r) * f64::from(v)).sum::<f64>();
+    let bias = |expert: usize| router.bias.as_ref().map_or(0.0, |bias| f64::from(bias[expert]));
+    router.weight.chunks_exact(x.len()).enumerate().map(|(expert, row)| dot(row) + bias(expert)).collect()
+}
+
+/// The list `experts` in the metadata of the routers' file, if it has one.
+fn order_in_metadata(routers: &Path) -> Result<Option<Vec<String>>> {
+    let file = routers.display();
+    let bytes = std::fs::read(routers).with_context(|| format!("{file}: cannot be read"))?;
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).with_context(|| format!("{file}: expected safetensors"))?;
+    match header.metadata().as_ref().and_then(|metadata| metadata.get("experts")) {
+        Some(text) => Ok(Some(
+            serde_json::from_str(text).with_context(|| format!("{file}: metadata: experts: {text}"))?,
+        )),
+        None => Ok(None),
     }
 }
 
@@ -109,45 +110,4 @@ fn folders(folder: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// The routers' file.
-struct Routers {
-    file: String,
-    tensors: HashMap<String, Tensor>,
-    order: Option<Vec<String>>,
-}
-
-impl Routers {
-    fn read(path: &Path) -> Result<Self> {
-        let file = path.display().to_string();
-        let bytes = std::fs::read(path).with_context(|| format!("{file}: cannot be read"))?;
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).with_context(|| format!("{file}: not safetensors"))?;
-        let order = match header.metadata().as_ref().and_then(|metadata| metadata.get("experts")) {
-            Some(text) => {
-                Some(serde_json::from_str(text).with_context(|| format!("{file}: metadata experts"))?)
-            }
-            None => None,
-        };
-        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
-        Ok(Self { file, tensors, order })
-    }
-
-    fn of(&self, layer: usize, projection: Projection, experts: usize) -> Result<Router> {
-        let read = |what: &str| -> Result<Tensor> {
-            let key = format!("layers.{layer}.{}.router.{what}", projection.name());
-            match self.tensors.get(&key) {
-                Some(tensor) if tensor.dim(0)? == experts => Ok(tensor.to_dtype(DType::F32)?),
-                Some(tensor) => {
-                    bail!("{}: {key}: expected {experts} rows, got {:?}", self.file, tensor.dims())
-                }
-                None => bail!("{}: {key}: expected a tensor, got nothing", self.file),
-            }
-        };
-        Ok(Router {
-            weight: read("weight")?.flatten_all()?.to_vec1()?,
-            bias: read("bias")?.flatten_all()?.to_vec1()?,
-        })
-    }
 }

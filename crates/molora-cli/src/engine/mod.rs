@@ -9,7 +9,6 @@ pub mod host;
 pub mod linear;
 pub mod mixture;
 pub mod model;
-mod peft;
 pub mod projection;
 pub mod setting;
 pub mod tokenizer;

@@ -1,8 +1,9 @@
 //! A tiny random model with a tiny random mixture: no file needed.
 
 use candle_core::{Device, Tensor};
+use molora::adapter::{Lora, RouterWeights};
 use molora_cli::engine::config::Config;
-use molora_cli::engine::mixture::{Lora, Mixture, Module, Router};
+use molora_cli::engine::mixture::{Mixture, Module};
 use molora_cli::engine::model::Model;
 use molora_cli::engine::projection::Projection;
 
@@ -52,16 +53,18 @@ pub fn shape(projection: Projection) -> (usize, usize) {
 
 /// Three experts of ranks 1, 4 and 2, of which the last leaves this linear alone where `sparse`.
 pub fn module(seed: u64, out_features: usize, in_features: usize, sparse: bool) -> Module {
-    let lora = |expert: usize, rank: usize| Lora {
-        rank,
-        scaling: 0.5 + expert as f32,
-        a: random(seed * 10 + expert as u64, rank * in_features),
-        b: random(seed * 20 + expert as u64, out_features * rank),
+    let lora = |expert: usize, rank: usize| {
+        let a = random(seed * 10 + expert as u64, rank * in_features);
+        let b = random(seed * 20 + expert as u64, out_features * rank);
+        Lora::new(in_features, out_features, 0.5 + expert as f32, &a, &b, rank).unwrap()
     };
-    Module {
-        experts: vec![Some(lora(0, 1)), Some(lora(1, 4)), (!sparse).then(|| lora(2, 2))],
-        router: Router { weight: random(seed * 30, 3 * in_features), bias: random(seed * 40, 3) },
-    }
+    let router = RouterWeights {
+        experts: 3,
+        in_features,
+        weight: random(seed * 30, 3 * in_features),
+        bias: Some(random(seed * 40, 3)),
+    };
+    Module { experts: vec![Some(lora(0, 1)), Some(lora(1, 4)), (!sparse).then(|| lora(2, 2))], router }
 }
 
 /// Experts on the query of layer 1, and on gate and down of layer 2.
