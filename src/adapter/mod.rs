@@ -10,6 +10,7 @@ mod json;
 mod ming;
 mod peft;
 mod router;
+pub mod slots;
 mod tensors;
 
 pub use ming::{Ming, MingModule, read_ming};
@@ -41,10 +42,10 @@ impl Lora {
     pub fn new<E: Element>(
         in_features: usize,
         out_features: usize,
+        rank: usize,
         scaling: f32,
         lora_a: &[E],
         lora_b: &[E],
-        rank: usize,
     ) -> Result<Self> {
         for (name, factor) in [("lora_a", lora_a), ("lora_b", lora_b)] {
             if let Some(index) = factor.iter().position(|w| !w.to_f32().is_finite()) {

@@ -1,0 +1,168 @@
+//! The CPU: SIMD chosen at run time, all cores through rayon, adapters packed once when they come.
+
+mod kernels;
+mod pool;
+mod simd;
+
+pub use pool::Pool;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use simd::Level;
+use std::sync::Arc;
+
+/// The CPU as a device. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    level: Level,
+    threads: Option<Arc<rayon::ThreadPool>>,
+}
+
+/// Rows that one kernel call multiplies with rows: enough to reuse what is in cache, few enough for a stack.
+pub(crate) const DOT_ROWS: usize = 32;
+
+impl Cpu {
+    /// The CPU with the widest SIMD that it has and rayon's global threads.
+    pub fn new() -> Result<Self> {
+        Ok(Self { level: Level::detect(), threads: None })
+    }
+
+    /// The CPU with `threads` threads of its own.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
+        Ok(Self { level: Level::detect(), threads: Some(Arc::new(pool)) })
+    }
+
+    /// The SIMD in use and the number of threads.
+    pub fn describe(&self) -> String {
+        let threads =
+            self.threads.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads());
+        format!("{}, {threads} threads", self.level.name())
+    }
+
+    /// Runs `task(0..tasks)` on all threads.
+    pub(crate) fn each(&self, tasks: usize, task: impl Fn(usize) + Send + Sync) {
+        if tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        let run = || (0..tasks).into_par_iter().for_each(&task);
+        match &self.threads {
+            Some(pool) => pool.install(run),
+            None => run(),
+        }
+    }
+
+    /// `out[m * stride + n] = finish(m, n, <x_m, w_n>)` for all rows m of x and n of w, in tiles over all threads.
+    ///
+    /// Every product is one chain of fused multiply-adds per lane and one fixed sum of the lanes, whatever the
+    /// tile and the other rows: batch-invariant. All rows have one length.
+    pub(crate) fn dot_rows<'a, X: Element, W: Element, T: Send>(
+        &self,
+        (x_rows, w_rows): (usize, usize),
+        x: impl Fn(usize) -> &'a [X] + Sync,
+        w: impl Fn(usize) -> &'a [W] + Sync,
+        (out, stride): (&mut [T], usize),
+        finish: impl Fn(usize, usize, f32) -> T + Sync,
+    ) {
+        let place = SharedMut::new(out);
+        // Few rows of x: w is read once, so thin tiles of w are the tasks. Many: a tile of x stays in cache.
+        let (x_tile, w_tile) = (DOT_ROWS, if x_rows <= DOT_ROWS { 8 } else { DOT_ROWS });
+        let w_tiles = w_rows.div_ceil(w_tile);
+        self.each(x_rows.div_ceil(x_tile) * w_tiles, |task| {
+            let (x0, w0) = (task / w_tiles * x_tile, task % w_tiles * w_tile);
+            let rows = (x_tile.min(x_rows - x0), w_tile.min(w_rows - w0));
+            let write = |m, n, v| {
+                // SAFETY: `stride >= w_rows` by the operations' checks, so every product has its own place.
+                unsafe { place.part((x0 + m) * stride + w0 + n, 1)[0] = finish(x0 + m, w0 + n, v) };
+            };
+            self.dot_tile(rows, |m| x(x0 + m), |n| w(w0 + n), write);
+        });
+    }
+
+    /// One tile of [`Self::dot_rows`] on this thread: at most [`DOT_ROWS`] rows of each.
+    pub(crate) fn dot_tile<'a, X: Element, W: Element>(
+        &self,
+        (x_rows, w_rows): (usize, usize),
+        x: impl Fn(usize) -> &'a [X],
+        w: impl Fn(usize) -> &'a [W],
+        out: impl Fn(usize, usize, f32),
+    ) {
+        let (mut xs, mut ws) = ([[].as_slice(); DOT_ROWS], [[].as_slice(); DOT_ROWS]);
+        (0..x_rows).for_each(|m| xs[m] = x(m));
+        (0..w_rows).for_each(|n| ws[n] = w(n));
+        let mut products = [0f32; DOT_ROWS * DOT_ROWS];
+        kernels::dot_rows(self.level, &xs[..x_rows], &ws[..w_rows], &mut products);
+        for m in 0..x_rows {
+            for n in 0..w_rows {
+                out(m, n, products[m * w_rows + n]);
+            }
+        }
+    }
+
+    /// `y (+)= sum_j coefficient_j row_j` on this thread; see [`kernels::add_rows`].
+    pub(crate) fn add_rows<Y: Element, B: Element>(
+        &self,
+        terms: &[(f32, &[B])],
+        y: &mut [Y],
+        accumulate: bool,
+    ) {
+        kernels::add_rows(self.level, terms, y, accumulate);
+    }
+
+    /// Cuts y into blocks of rows and columns over all threads and hands every row's part of a block to
+    /// `task(scratch, column, row, part)`; what a block of columns reads stays in its core's cache.
+    pub(crate) fn each_block<Y: Element, S: Default>(
+        &self,
+        y: &mut [Y],
+        (rows, width, stride): (usize, usize, usize),
+        task: impl Fn(&mut S, usize, usize, &mut [Y]) + Sync,
+    ) {
+        const ROWS: usize = 256;
+        const COLUMNS: usize = 128;
+        let columns = width.div_ceil(COLUMNS);
+        let shared = SharedMut::new(y);
+        self.each(rows.div_ceil(ROWS) * columns, |block| {
+            let (row0, column) = (block / columns * ROWS, block % columns * COLUMNS);
+            let count = COLUMNS.min(width - column);
+            let mut scratch = S::default();
+            for row in row0..(row0 + ROWS).min(rows) {
+                // SAFETY: `stride >= width` by the operations' checks, so parts of different blocks do not
+                // overlap, and one task holds one part at a time.
+                let part = unsafe { shared.part(row * stride + column, count) };
+                task(&mut scratch, column, row, part);
+            }
+        });
+    }
+}
+
+/// A slice that several threads write at places which never overlap.
+pub(crate) struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    _slice: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: `part` is unsafe and demands disjoint places, so sharing the pointer moves no data race in.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    /// Borrows the slice for as long as the parts live.
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), _slice: std::marker::PhantomData }
+    }
+
+    /// One part.
+    ///
+    /// # Safety
+    /// No other part in use overlaps it.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn part(&self, first: usize, count: usize) -> &mut [T] {
+        assert!(first.checked_add(count).is_some_and(|end| end <= self.len), "part within the slice");
+        // SAFETY: within the slice by the assertion, disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), count) }
+    }
+}

@@ -1,0 +1,92 @@
+//! The CPU's pool: A as PEFT stores it, B transposed, one row per rank.
+
+use crate::adapter::{
+    Lora,
+    slots::{PoolSizes, Slot, Slots, pack},
+};
+use crate::element::{Element, ElementType};
+use crate::error::Result;
+use half::{bf16, f16};
+
+/// Adapters of one linear layer in host memory.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    slots: Slots,
+    a: Words,
+    b: Words,
+}
+
+/// Memory of one element type, aligned for all of them.
+#[derive(Debug, Clone)]
+struct Words(Vec<u32>);
+
+impl Words {
+    fn zeroed(elements: usize, element: ElementType) -> Self {
+        Self(vec![0; (elements * element.bytes()).div_ceil(4)])
+    }
+    fn all<E: Element>(&self) -> &[E] {
+        bytemuck::cast_slice(&self.0)
+    }
+    fn all_mut<E: Element>(&mut self) -> &mut [E] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+impl Pool {
+    /// An empty pool; its memory is taken now.
+    pub fn new(sizes: PoolSizes) -> Result<Self> {
+        let slots = Slots::new(sizes)?;
+        let a = Words::zeroed(sizes.rank_capacity * sizes.in_features, sizes.element);
+        let b = Words::zeroed(sizes.rank_capacity * sizes.out_features, sizes.element);
+        Ok(Self { slots, a, b })
+    }
+
+    /// Slots, free ranks and the clock.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Puts an adapter into the lowest empty slot and returns its id.
+    pub fn add(&mut self, lora: &Lora) -> Result<usize> {
+        let slot = self.slots.first_empty()?;
+        self.put(slot, lora)?;
+        Ok(slot)
+    }
+
+    /// Puts an adapter into an empty slot.
+    pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
+        self.slots.sizes().check_lora(lora)?;
+        let at = self.slots.insert(slot, lora.rank(), lora.scaling())?;
+        match self.slots.sizes().element {
+            ElementType::F32 => self.write::<f32>(at, lora),
+            ElementType::F16 => self.write::<f16>(at, lora),
+            ElementType::Bf16 => self.write::<bf16>(at, lora),
+        }
+        Ok(())
+    }
+
+    /// Empties a slot. Plans that name it are errors from now on.
+    pub fn evict(&mut self, slot: usize) -> Result<()> {
+        self.slots.evict(slot)
+    }
+
+    fn write<E: Element>(&mut self, at: Slot, lora: &Lora) {
+        let PoolSizes { in_features, out_features, .. } = *self.slots.sizes();
+        let (a, b) = pack::<E>(lora, in_features, out_features);
+        let (row, rank) = (at.row as usize, at.rank as usize);
+        self.a.all_mut::<E>()[row * in_features..(row + rank) * in_features].copy_from_slice(&a);
+        self.b.all_mut::<E>()[row * out_features..(row + rank) * out_features].copy_from_slice(&b);
+    }
+
+    /// Row r of a slot's A, `[in_features]`.
+    pub(crate) fn a_row<E: Element>(&self, slot: &Slot, r: usize) -> &[E] {
+        let (row, width) = (slot.row as usize + r, self.slots.sizes().in_features);
+        &self.a.all::<E>()[row * width..][..width]
+    }
+
+    /// Row r of a slot's B transposed, `[out_features]`.
+    pub(crate) fn b_row<E: Element>(&self, slot: &Slot, r: usize) -> &[E] {
+        let (row, width) = (slot.row as usize + r, self.slots.sizes().out_features);
+        &self.b.all::<E>()[row * width..][..width]
+    }
+}

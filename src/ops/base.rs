@@ -1,0 +1,144 @@
+//! Base: the frozen linear layer, `y = x weight^T (+ bias)`; `weight [out_features, in_features]`.
+
+#[cfg(feature = "wgpu")]
+use super::{Form, Grid, check_packed, word};
+use super::{check_len, check_rows};
+use crate::device::cpu::Cpu;
+#[cfg(feature = "wgpu")]
+use crate::device::wgpu::{Binding, Launch, View, Wgpu};
+use crate::element::Element;
+use crate::error::{Error, Result};
+
+const OP: &str = "base";
+
+/// Sizes of a base product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sizes {
+    /// Rows of x and y.
+    pub tokens: usize,
+    /// Columns of x and of the weight.
+    pub in_features: usize,
+    /// Columns of y, rows of the weight.
+    pub out_features: usize,
+    /// Elements from one row of x to the next.
+    pub x_stride: usize,
+    /// Elements from one row of y to the next.
+    pub y_stride: usize,
+}
+
+impl Sizes {
+    /// Refuses lengths that do not fit; lengths in elements.
+    pub fn check(&self, weight: usize, bias: Option<usize>, x: usize, y: usize) -> Result<()> {
+        let expected = self.out_features.checked_mul(self.in_features).ok_or_else(|| {
+            let got = format!("{} * {}", self.out_features, self.in_features);
+            Error::argument(OP, "out_features * in_features", "a size that fits memory", got)
+        })?;
+        check_len(OP, "weight", expected, weight)?;
+        if let Some(bias) = bias {
+            check_len(OP, "bias", self.out_features, bias)?;
+        }
+        check_rows(OP, "x", (self.tokens, self.in_features, self.x_stride), x)?;
+        check_rows(OP, "y", (self.tokens, self.out_features, self.y_stride), y)
+    }
+}
+
+/// The definition: three loops, every sum in f64, rounded to the element once.
+pub fn definition<X: Element>(
+    sizes: &Sizes,
+    weight: &[X],
+    bias: Option<&[X]>,
+    x: &[X],
+    y: &mut [X],
+) -> Result<()> {
+    sizes.check(weight.len(), bias.map(<[X]>::len), x.len(), y.len())?;
+    for t in 0..sizes.tokens {
+        for o in 0..sizes.out_features {
+            let mut sum = bias.map_or(0.0, |b| f64::from(b[o].to_f32()));
+            for i in 0..sizes.in_features {
+                sum += f64::from(x[t * sizes.x_stride + i].to_f32())
+                    * f64::from(weight[o * sizes.in_features + i].to_f32());
+            }
+            y[t * sizes.y_stride + o] = X::from_f32(sum as f32);
+        }
+    }
+    Ok(())
+}
+
+impl Cpu {
+    /// See the [module](self); every product is one sum in one order, whatever the batch.
+    pub fn base<X: Element>(
+        &self,
+        sizes: &Sizes,
+        weight: &[X],
+        bias: Option<&[X]>,
+        x: &[X],
+        y: &mut [X],
+    ) -> Result<()> {
+        sizes.check(weight.len(), bias.map(<[X]>::len), x.len(), y.len())?;
+        let Sizes { tokens, in_features, out_features, x_stride, y_stride } = *sizes;
+        self.dot_rows(
+            (tokens, out_features),
+            |t| &x[t * x_stride..][..in_features],
+            |o| &weight[o * in_features..][..in_features],
+            (y, y_stride),
+            |_, o, sum| X::from_f32(sum + bias.map_or(0.0, |b| b[o].to_f32())),
+        );
+        Ok(())
+    }
+}
+
+/// The launch: up to 4 tokens read every weight once each; more share it in tiles of 64 x 64.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
+    let few = sizes.tokens <= 4 && !batch_invariant;
+    let (form, columns, rows) =
+        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(64)) };
+    let blocks = sizes.out_features.div_ceil(columns);
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
+#[cfg(feature = "wgpu")]
+impl Wgpu {
+    /// See the [module](self). Records into `encoder`.
+    pub fn base<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        weight: View<X>,
+        bias: Option<View<X>>,
+        x: View<X>,
+        y: View<X>,
+    ) -> Result<()> {
+        sizes.check(weight.len(), bias.map(|b| b.len()), x.len(), y.len())?;
+        check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
+        check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
+        check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
+        let Grid { form, columns, blocks, groups } = grid(sizes, self.is_batch_invariant());
+        let mut bindings = vec![Binding::read("x", x), Binding::read("w", weight), Binding::write("y", y)];
+        let biased = match bias {
+            Some(bias) => {
+                bindings.push(Binding::read("bias", bias));
+                "fn bias_of(o: u32) -> f32 { return bias_at(o); }\n"
+            }
+            None => "fn bias_of(o: u32) -> f32 { return 0.0; }\n",
+        };
+        let (rows, tile) = (include_str!("../../shaders/rows.wgsl"), include_str!("../../shaders/tile.wgsl"));
+        let launch = Launch {
+            op: OP,
+            entry: if form == Form::Few { "base_few" } else { "base_many" },
+            body: &[biased, rows, tile, include_str!("../../shaders/base.wgsl")],
+            constants: &[("TILE_N", if form == Form::Few { 16 } else { columns as u32 })],
+            params: &[
+                ("tokens", word(OP, "tokens", sizes.tokens)?),
+                ("in_features", word(OP, "in_features", sizes.in_features)?),
+                ("out_features", word(OP, "out_features", sizes.out_features)?),
+                ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
+                ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
+                ("column_blocks", word(OP, "out_features", blocks)?),
+            ],
+            bindings: &bindings,
+            groups: word(OP, "tokens", groups)?,
+        };
+        self.launch(encoder, &launch)
+    }
+}

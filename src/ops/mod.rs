@@ -1,0 +1,169 @@
+//! One operation, one file, in the order in which data flows. Each file reads: formula and shapes, sizes and
+//! checks, the definition on plain slices (the oracle; it stays slow), the launch as a pure function, devices.
+
+pub mod base;
+pub mod expand;
+pub mod plan;
+pub mod route;
+pub mod shrink;
+
+use crate::error::{Error, Result};
+
+/// What the chosen experts' products become, for a token t with routes n, weights w, scalings s (operators,
+/// section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// `y_t = sum_n w_n s_n B_n (A_n x_t)`: the common case.
+    Sum,
+    /// `z_n = s_n B_n (A_n x_t)`: a row for every route, without its weight.
+    PerRoute,
+    /// `h_t = sum_n w_n A_n x_t`, `y_t = sum_n w_n s_n B_n h_t`: fusion of the experts before the product. All
+    /// experts of a token have one rank.
+    RankSum,
+}
+
+impl Output {
+    /// All of them, in the order of the tests' tables.
+    pub const ALL: [Self; 3] = [Self::Sum, Self::PerRoute, Self::RankSum];
+
+    /// The name in case strings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sum => "sum",
+            Self::PerRoute => "per_route",
+            Self::RankSum => "rank_sum",
+        }
+    }
+
+    /// Rows of h: one per token for `RankSum`, one per route otherwise.
+    pub const fn h_rows(self, tokens: usize, top_k: usize) -> usize {
+        match self {
+            Self::RankSum => tokens,
+            Self::Sum | Self::PerRoute => tokens * top_k,
+        }
+    }
+
+    /// Rows of the result: one per route for `PerRoute`, one per token otherwise.
+    pub const fn y_rows(self, tokens: usize, top_k: usize) -> usize {
+        match self {
+            Self::PerRoute => tokens * top_k,
+            Self::Sum | Self::RankSum => tokens,
+        }
+    }
+}
+
+/// One expert of a definition, on plain slices as PEFT stores them.
+#[derive(Debug, Clone, Copy)]
+pub struct Expert<'a, A> {
+    /// Rows of `lora_a`, columns of `lora_b`; 0 where the slot is empty.
+    pub rank: usize,
+    /// Factor of the product B A.
+    pub scaling: f32,
+    /// `[rank, in_features]`.
+    pub lora_a: &'a [A],
+    /// `[out_features, rank]`.
+    pub lora_b: &'a [A],
+}
+
+/// Elements that `rows` rows of `width` take when they start every `stride` elements: the last row needs no
+/// padding behind it.
+pub(crate) const fn span(rows: usize, width: usize, stride: usize) -> usize {
+    if rows == 0 || width == 0 { 0 } else { (rows - 1).saturating_mul(stride).saturating_add(width) }
+}
+
+/// A slice holds exactly `expected` elements.
+pub(crate) fn check_len(op: &'static str, argument: &str, expected: usize, got: usize) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::argument(op, argument, format!("{expected} elements"), got))
+}
+
+/// A slice holds the rows that the sizes describe; longer is fine.
+pub(crate) fn check_rows(
+    op: &'static str,
+    argument: &str,
+    (rows, width, stride): (usize, usize, usize),
+    got: usize,
+) -> Result<()> {
+    if stride < width {
+        return Err(Error::argument(
+            op,
+            format!("{argument}_stride"),
+            format!("at least the row's {width} elements"),
+            stride,
+        ));
+    }
+    let needed = span(rows, width, stride);
+    if got < needed {
+        return Err(Error::argument(
+            op,
+            argument,
+            format!("at least {needed} elements ({rows} rows of {width}, stride {stride})"),
+            got,
+        ));
+    }
+    Ok(())
+}
+
+/// A named size equals what another argument says it is.
+pub(crate) fn check_equal(op: &'static str, argument: &str, expected: usize, got: usize) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::argument(op, argument, expected, got)) }
+}
+
+/// tokens x top_k fits the 32-bit route numbers of every device.
+pub(crate) fn check_routes(op: &'static str, tokens: usize, top_k: usize) -> Result<()> {
+    match tokens.checked_mul(top_k) {
+        Some(routes) if routes < i32::MAX as usize => Ok(()),
+        _ => Err(Error::argument(
+            op,
+            "tokens * top_k",
+            "fewer than 2^31 routes",
+            format!("{tokens} * {top_k}"),
+        )),
+    }
+}
+
+/// Which path a GPU takes. Within one form a token's bits never depend on the rest of its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Few rows: a matrix-vector shape, one workgroup per row.
+    Few,
+    /// Many rows: tiles of rows in registers.
+    Many,
+}
+
+/// The launch of a kernel, decided from sizes and limits alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Grid {
+    /// The path.
+    pub form: Form,
+    /// Columns (ranks, or columns of y) that one workgroup takes.
+    pub columns: usize,
+    /// Workgroups along the columns.
+    pub blocks: usize,
+    /// Workgroups.
+    pub groups: usize,
+}
+
+/// A size as a kernel reads it.
+#[cfg(feature = "wgpu")]
+pub(crate) fn word(op: &'static str, argument: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::argument(op, argument, "below 2^32", value))
+}
+
+/// A view that kernels index in 32 bits, whose packed rows start at whole words.
+#[cfg(feature = "wgpu")]
+pub(crate) fn check_packed<E: crate::element::Element>(
+    op: &'static str,
+    argument: &str,
+    stride: usize,
+    len: usize,
+) -> Result<()> {
+    word(op, argument, len)?;
+    if size_of::<E>() == 2 && !stride.is_multiple_of(2) {
+        let expected = format!("an even stride for packed {} rows", E::TYPE);
+        return Err(Error::argument(op, format!("{argument}_stride"), expected, stride));
+    }
+    Ok(())
+}
