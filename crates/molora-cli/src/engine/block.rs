@@ -130,7 +130,7 @@ fn in_gguf_order(module: &Module, config: &Config, projection: Projection) -> Re
         for lora in module.experts.iter_mut().flatten() {
             let (a, b): (Vec<f32>, Vec<f32>) = (lora.a().collect(), lora.b().collect());
             let b = interleave_rows(&b, lora.rank(), heads);
-            *lora = Lora::new(lora.in_features(), lora.out_features(), lora.scaling(), &a, &b, lora.rank())?;
+            *lora = Lora::new(lora.in_features(), lora.out_features(), lora.rank(), lora.scaling(), &a, &b)?;
         }
     }
     Ok(module)

@@ -42,6 +42,12 @@ impl Mixture {
         let mut places: BTreeMap<(usize, Projection), Vec<Option<Lora>>> = BTreeMap::new();
         for (expert, name) in names.iter().enumerate() {
             let folder = folder.join(name);
+            ensure!(
+                folder.is_dir(),
+                "{}: expected the folder of an expert that --order or the metadata of {file} names; got nothing \
+                 (--order NAMES chooses others)",
+                folder.display()
+            );
             for (module, lora) in Adapter::from_peft(&folder)?.modules() {
                 let Some(place) = Projection::parse(module) else {
                     bail!("{}: {module}: expected a linear of a llama block", folder.display());

@@ -56,7 +56,7 @@ pub fn module(seed: u64, out_features: usize, in_features: usize, sparse: bool) 
     let lora = |expert: usize, rank: usize| {
         let a = random(seed * 10 + expert as u64, rank * in_features);
         let b = random(seed * 20 + expert as u64, out_features * rank);
-        Lora::new(in_features, out_features, 0.5 + expert as f32, &a, &b, rank).unwrap()
+        Lora::new(in_features, out_features, rank, 0.5 + expert as f32, &a, &b).unwrap()
     };
     let router = RouterWeights {
         experts: 3,
