@@ -160,9 +160,8 @@ impl Wgpu {
         pool: &device::Pool,
         topk_ids: View<i32>,
     ) -> Result<device::Plan> {
-        let buffer = self.storage("plan", device::Plan::bytes(sizes))?;
-        let layout = device::Layout::new(sizes);
-        let mut plan = device::Plan { sizes: *sizes, layout, epoch: 0, buffer };
+        sizes.check()?;
+        let mut plan = device::Plan::in_buffer(self.storage("plan", device::Plan::bytes(sizes))?);
         self.plan_into(encoder, sizes, pool, topk_ids, &mut plan)?;
         Ok(plan)
     }

@@ -272,6 +272,11 @@ impl WgpuRouter {
         let bias = wgpu.upload(router.bias().unwrap_or(&vec![0.0; router.experts]))?;
         Ok(Self { router, weight, bias })
     }
+
+    /// The parameters in host memory.
+    pub fn linear(&self) -> &LinearRouter {
+        &self.router
+    }
 }
 
 #[cfg(feature = "wgpu")]

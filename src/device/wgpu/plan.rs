@@ -82,6 +82,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// An empty plan in this memory.
+    pub(crate) fn in_buffer(buffer: wgpu::Buffer) -> Self {
+        let sizes = Sizes { tokens: 0, top_k: 0, experts: 0 };
+        Self { sizes, layout: Layout::new(&sizes), epoch: 0, buffer }
+    }
+
     /// The sizes that it was last made for.
     pub fn sizes(&self) -> &Sizes {
         &self.sizes
