@@ -59,7 +59,8 @@ fn expert_linear_follows_its_definition() {
     let x = common::random(2, tokens * in_features);
     for sparse in [false, true] {
         let module = common::module(3, out_features, in_features, sparse);
-        let mut linear = ExpertLinear::new(base.clone(), out_features, in_features, &module).unwrap();
+        let mut linear =
+            ExpertLinear::new(&common::device(), base.clone(), out_features, in_features, &module).unwrap();
         for setting in settings() {
             let mut y = vec![f32::NAN; tokens * out_features];
             let mut routing = Routing::default();
@@ -82,7 +83,7 @@ fn expert_linear_follows_its_definition() {
 #[test]
 fn expert_linear_refuses_wrong_lengths() {
     let module = common::module(3, 7, 12, false);
-    let mut linear = ExpertLinear::new(common::random(1, 84), 7, 12, &module).unwrap();
+    let mut linear = ExpertLinear::new(&common::device(), common::random(1, 84), 7, 12, &module).unwrap();
     let (mut y, mut routing) = (vec![0.0; 7], Routing::default());
     assert!(linear.forward(1, &[0.0; 11], &Setting::Base, &mut y, &mut routing).is_err());
     assert!(linear.forward(1, &[0.0; 12], &Setting::Base, &mut y[..6], &mut routing).is_err());

@@ -14,9 +14,10 @@ use crate::engine::model::{Model, Pass};
 use crate::engine::setting::Setting;
 use crate::engine::tokenizer::Text;
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use golden::Golden;
 use indicatif::{ProgressBar, ProgressStyle};
+use molora::host::Device;
 use perplexity::HeldOut;
 use picture::Section;
 use prompt::{Answer, Sampling};
@@ -27,15 +28,6 @@ use trace::Trace;
 
 /// Tokens of each domain in the picture of a run without a prompt.
 const PICTURE_TOKENS: usize = 20;
-
-/// What computes the linears with experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DeviceChoice {
-    /// The fastest that is there.
-    Best,
-    /// The CPU.
-    Cpu,
-}
 
 /// Held-out perplexity, golden values and a prompt of your own, on SmolLM2-135M-Instruct with five LoRA experts
 #[derive(Debug, Clone, Args)]
@@ -55,9 +47,9 @@ pub struct DemoArgs {
     /// All held-out sequences, not only the first four of each domain
     #[arg(long)]
     pub full: bool,
-    /// What computes the linears with experts
-    #[arg(long, value_enum, default_value = "best")]
-    pub device: DeviceChoice,
+    /// What computes the linears with experts: best, cpu or wgpu
+    #[arg(long, value_name = "NAME", default_value = "best")]
+    pub device: String,
     /// Another GGUF file of a llama-like model [default: fetched once]
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
@@ -115,6 +107,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
 
 /// The model with its experts, ready to run.
 pub struct Demo {
+    device: Device,
     model: Model,
     text: Text,
     experts: Vec<String>,
@@ -124,6 +117,7 @@ pub struct Demo {
 impl Demo {
     /// Reads everything that does not depend on what is asked.
     pub fn load(args: &DemoArgs) -> Result<Self> {
+        let device = Device::by_name(&args.device).context("--device")?;
         let experts = files::given_or_own(args.experts.as_deref(), "experts", "experts")?;
         let routers = files::given_or_own(args.routers.as_deref(), "routers.safetensors", "routers")?;
         let mixture = Mixture::load(&experts, &routers, args.order.as_deref())?;
@@ -131,16 +125,17 @@ impl Demo {
             Some(path) => files::given_or_own(Some(path), "", "model")?,
             None => crate::fetch::model()?,
         };
-        let (model, content) = Model::from_gguf(&path, &mixture)?;
+        let (model, content) = Model::from_gguf(&path, &mixture, &device)?;
         let text = Text::from_gguf(&content, &path.display().to_string())?;
         tracing::info!(
-            "{} linears carry {} experts, from layer {} on",
+            "{} linears carry {} experts, from layer {} on; computed on {}",
             mixture.modules.len(),
             mixture.names.len(),
-            model.expert_layers().start
+            model.expert_layers().start,
+            device.describe()
         );
         let settings = Setting::all(&mixture.names);
-        Ok(Self { model, text, experts: mixture.names, settings })
+        Ok(Self { device, model, text, experts: mixture.names, settings })
     }
 
     /// Perplexities, golden differences and the picture; also the expected perplexities, where there are some.
@@ -163,12 +158,7 @@ impl Demo {
         bar.finish_and_clear();
         tracing::info!("{} tokens in {:.1} s", evaluation.tokens, evaluation.time.as_secs_f64());
         self.draw_openings(&held_out, &args.picture)?;
-        Ok((Report::new(self.device().to_owned(), evaluation, golden), expected))
-    }
-
-    /// What computes the linears with experts.
-    pub fn device(&self) -> &str {
-        "cpu"
+        Ok((Report::new(&self.device, evaluation, golden), expected))
     }
 
     /// The routed mixture: two experts for each token, or the only one.
@@ -247,7 +237,8 @@ impl Demo {
         let shares: serde_json::Map<_, _> =
             self.experts.iter().cloned().zip(shares.into_iter().map(serde_json::Value::from)).collect();
         serde_json::json!({
-            "device": self.device(),
+            "device": self.device.name(),
+            "device_description": self.device.describe(),
             "setting": setting.to_string(),
             "tokens_per_second": tokens_per_second(answer),
             "answer": answer.text,
@@ -266,7 +257,7 @@ impl Demo {
         };
         format!(
             "{setting} on {}: prompt of {} tokens in {:.2} s, answer of {} at {:.1} tokens/s\n{}",
-            self.device(),
+            self.device.describe(),
             answer.prompt_tokens,
             answer.prompt_time.as_secs_f64(),
             answer.ids.len() - answer.prompt_tokens,

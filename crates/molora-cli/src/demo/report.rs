@@ -2,6 +2,7 @@
 
 use super::golden::Differences;
 use super::perplexity::{Evaluation, Perplexity};
+use molora::host::Device;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -11,8 +12,10 @@ const TOLERANCE: f64 = 5e-5;
 /// Everything that one run reports.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// What computed the linears with experts.
-    pub device: String,
+    /// What computed the linears with experts: `cpu` or `wgpu`.
+    pub device: &'static str,
+    /// The device in words.
+    pub device_description: String,
     /// Tokens through the model, counted once for each setting, by seconds.
     pub tokens_per_second: f64,
     /// Setting to domain to perplexity.
@@ -23,10 +26,11 @@ pub struct Report {
 
 impl Report {
     /// Puts the parts together.
-    pub fn new(device: String, evaluation: Evaluation, golden: Option<Differences>) -> Self {
+    pub fn new(device: &Device, evaluation: Evaluation, golden: Option<Differences>) -> Self {
         let seconds = evaluation.time.as_secs_f64().max(1e-9);
         Self {
-            device,
+            device: device.name(),
+            device_description: device.describe(),
             tokens_per_second: evaluation.tokens as f64 / seconds,
             perplexity: evaluation.perplexity,
             golden,
@@ -99,8 +103,8 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\n{}: {:.0} tokens/s (every token counted once for each setting)",
-            self.device, self.tokens_per_second
+            "\n{} ({}): {:.0} tokens/s (every token counted once for each setting)",
+            self.device, self.device_description, self.tokens_per_second
         );
     }
 }
@@ -120,7 +124,7 @@ mod tests {
             ..Default::default()
         };
         let evaluation = Evaluation { perplexity, tokens: 100, time: Duration::from_secs(2) };
-        Report::new("cpu".to_owned(), evaluation, Some(golden))
+        Report::new(&Device::by_name("cpu").unwrap(), evaluation, Some(golden))
     }
 
     #[test]

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::rope_i;
 use molora::adapter::Lora;
+use molora::host::Device as LoraDevice;
 
 /// One block.
 pub struct Block {
@@ -30,6 +31,7 @@ impl Block {
         layer: usize,
         config: &Config,
         mixture: &Mixture,
+        device: &LoraDevice,
         source: &mut dyn FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
         let mut linears = Vec::new();
@@ -44,7 +46,7 @@ impl Block {
             );
             let module = mixture.modules.get(&(layer, projection));
             let module = module.map(|module| in_gguf_order(module, config, projection)).transpose()?;
-            linears.push(Linear::new(weight, (layer, projection), module.as_ref())?);
+            linears.push(Linear::new(device, weight, (layer, projection), module.as_ref())?);
         }
         Ok(Self {
             layer,

@@ -7,6 +7,7 @@ use super::projection::Projection;
 use super::setting::{Routing, Setting};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
+use molora::host::Device as LoraDevice;
 
 /// What an observer sees of one linear with experts.
 pub struct Seen<'a> {
@@ -42,7 +43,12 @@ pub enum Linear {
 
 impl Linear {
     /// `weight` is `[out, in]`; `module` are its experts, if it has some.
-    pub fn new(weight: Tensor, at: (usize, Projection), module: Option<&Module>) -> Result<Self> {
+    pub fn new(
+        device: &LoraDevice,
+        weight: Tensor,
+        at: (usize, Projection),
+        module: Option<&Module>,
+    ) -> Result<Self> {
         let Some(module) = module else { return Ok(Self::Plain(weight)) };
         let (out_features, in_features) = weight.dims2()?;
         let name = format!("layers.{}.{}", at.0, at.1.name());
@@ -61,7 +67,8 @@ impl Linear {
             );
         }
         let base = weight.flatten_all()?.to_vec1()?;
-        let linear = Box::new(ExpertLinear::new(base, out_features, in_features, module).context(name)?);
+        let linear =
+            Box::new(ExpertLinear::new(device, base, out_features, in_features, module).context(name)?);
         Ok(Self::Experts { linear, routing: Routing::default(), at })
     }
 

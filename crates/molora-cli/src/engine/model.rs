@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 use candle_nn::ops::rms_norm;
+use molora::host::Device as LoraDevice;
 use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::ops::Range;
@@ -44,15 +45,15 @@ pub struct Cache {
 }
 
 impl Model {
-    /// Reads a GGUF file and dequantises it to f32.
-    pub fn from_gguf(path: &Path, mixture: &Mixture) -> Result<(Self, Content)> {
+    /// Reads a GGUF file and dequantises it to f32. `device` computes the linears with experts.
+    pub fn from_gguf(path: &Path, mixture: &Mixture, device: &LoraDevice) -> Result<(Self, Content)> {
         let name = path.display().to_string();
         let file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
         let mut reader = BufReader::new(file);
         let content = Content::read(&mut reader).with_context(|| format!("{name}: not a GGUF file"))?;
         let config = Config::from_gguf(&content.metadata, &name)?;
         reader.rewind()?;
-        let model = Self::new(config, mixture, |key| {
+        let model = Self::new(config, mixture, device, |key| {
             if !content.tensor_infos.contains_key(key) {
                 return Ok(None);
             }
@@ -67,6 +68,7 @@ impl Model {
     pub fn new(
         config: Config,
         mixture: &Mixture,
+        device: &LoraDevice,
         mut source: impl FnMut(&str) -> Result<Option<Tensor>>,
     ) -> Result<Self> {
         for &(layer, projection) in mixture.modules.keys() {
@@ -79,7 +81,7 @@ impl Model {
         }
         let embedding = required(source("token_embd.weight")?, "token_embd.weight")?;
         let blocks = (0..config.layers)
-            .map(|layer| Block::new(layer, &config, mixture, &mut |key| required(source(key)?, key)))
+            .map(|layer| Block::new(layer, &config, mixture, device, &mut |key| required(source(key)?, key)))
             .collect::<Result<_>>()?;
         // A model without an output matrix of its own uses the embedding.
         let output = source("output.weight")?.unwrap_or_else(|| embedding.clone());

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use molora::adapter::{Lora, RouterWeights};
+use molora::host::Device as LoraDevice;
 use molora_cli::engine::config::Config;
 use molora_cli::engine::mixture::{Mixture, Module};
 use molora_cli::engine::model::Model;
@@ -77,10 +78,15 @@ pub fn mixture() -> Mixture {
     Mixture { names: vec!["a".into(), "b".into(), "c".into()], modules: modules.collect() }
 }
 
+/// The device of these tests.
+pub fn device() -> LoraDevice {
+    LoraDevice::by_name("cpu").unwrap()
+}
+
 /// The tiny model with these experts.
 pub fn model(mixture: &Mixture) -> Model {
     let config = config();
-    Model::new(config.clone(), mixture, |key| {
+    Model::new(config.clone(), mixture, &device(), |key| {
         let seed = key.bytes().fold(7u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
         if key == "output.weight" {
             return Ok(None);
