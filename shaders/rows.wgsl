@@ -1,6 +1,6 @@
 // Few rows: one row of x times up to eight rows of w by one workgroup of 64.
 //
-// Lane l adds the pairs l, l + 64, .. of the inner dimension, then the 64 sums are added as a tree: one order,
+// Lane l adds the fours l, l + 64, .. of the inner dimension, then the 64 sums are added as a tree: one order,
 // whatever the other rows.
 
 const LANES: u32 = 64u;
@@ -19,13 +19,13 @@ fn dot8(lane: u32, x0: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
     let w7 = w0 + min(7u, last) * w_stride;
     var low = vec4<f32>();
     var high = vec4<f32>();
-    for (var i = 2u * lane; i + 1u < k; i += 2u * LANES) {
-        let v = x_pair(x0 + i);
-        low += vec4(dot(v, w_pair(w0 + i)), dot(v, w_pair(w1 + i)), dot(v, w_pair(w2 + i)), dot(v, w_pair(w3 + i)));
-        high += vec4(dot(v, w_pair(w4 + i)), dot(v, w_pair(w5 + i)), dot(v, w_pair(w6 + i)), dot(v, w_pair(w7 + i)));
+    for (var i = 4u * lane; i + 4u <= k; i += 4u * LANES) {
+        let v = x_quad(x0 + i);
+        low += vec4(dot(v, w_quad(w0 + i)), dot(v, w_quad(w1 + i)), dot(v, w_quad(w2 + i)), dot(v, w_quad(w3 + i)));
+        high += vec4(dot(v, w_quad(w4 + i)), dot(v, w_quad(w5 + i)), dot(v, w_quad(w6 + i)), dot(v, w_quad(w7 + i)));
     }
-    if ((k & 1u) == 1u && lane == 0u) {
-        let i = k - 1u;
+    if (lane < (k & 3u)) {
+        let i = (k & ~3u) + lane;
         let v = x_at(x0 + i);
         low += v * vec4(w_at(w0 + i), w_at(w1 + i), w_at(w2 + i), w_at(w3 + i));
         high += v * vec4(w_at(w4 + i), w_at(w5 + i), w_at(w6 + i), w_at(w7 + i));

@@ -11,7 +11,7 @@ const TILE_K: u32 = 16u;
 const THREADS: u32 = 2u * TILE_N;
 const QUADS_M: u32 = TILE_M / 4u;
 const QUADS_N: u32 = TILE_N / 4u;
-const PAIRS: u32 = TILE_K / 2u;
+const QUADS_K: u32 = TILE_K / 4u;
 
 // Where each row of x begins, or NONE; the kernel fills it before the product.
 var<workgroup> x_rows: array<u32, TILE_M>;
@@ -20,43 +20,59 @@ var<workgroup> w_tile: array<vec4<f32>, TILE_K * QUADS_N>;
 // This thread's sums: row m of its eight, four columns.
 var<private> sums: array<vec4<f32>, 8>;
 
-fn x_part(row: u32, i: u32, k: u32) -> vec2<f32> {
-    if (row == NONE || i >= k) { return vec2<f32>(); }
-    if (i + 1u == k) { return vec2(x_at(row + i), 0.0); }
-    return x_pair(row + i);
+// Four columns from i on, zeros behind the last.
+fn x_part(row: u32, i: u32, k: u32) -> vec4<f32> {
+    if (row == NONE || i >= k) { return vec4<f32>(); }
+    if (i + 4u <= k) { return x_quad(row + i); }
+    var v = vec4(x_at(row + i), 0.0, 0.0, 0.0);
+    if (i + 1u < k) { v.y = x_at(row + i + 1u); }
+    if (i + 2u < k) { v.z = x_at(row + i + 2u); }
+    return v;
 }
 
-fn w_part(inside: bool, row: u32, i: u32, k: u32) -> vec2<f32> {
-    if (!inside || i >= k) { return vec2<f32>(); }
-    if (i + 1u == k) { return vec2(w_at(row + i), 0.0); }
-    return w_pair(row + i);
+fn w_part(inside: bool, row: u32, i: u32, k: u32) -> vec4<f32> {
+    if (!inside || i >= k) { return vec4<f32>(); }
+    if (i + 4u <= k) { return w_quad(row + i); }
+    var v = vec4(w_at(row + i), 0.0, 0.0, 0.0);
+    if (i + 1u < k) { v.y = w_at(row + i + 1u); }
+    if (i + 2u < k) { v.z = w_at(row + i + 2u); }
+    return v;
 }
 
-// Patches of four rows by two columns, so that whole vectors are written.
+// Patches of four rows by four columns, turned, so that whole vectors are read and written.
 fn stage(thread: u32, w0: u32, w_stride: u32, w_count: u32, k0: u32, k: u32) {
-    for (var p = thread; p < QUADS_M * PAIRS; p += THREADS) {
-        let quad = p / PAIRS;
-        let pair = p % PAIRS;
-        let i = k0 + 2u * pair;
-        let a = x_part(x_rows[4u * quad], i, k);
-        let b = x_part(x_rows[4u * quad + 1u], i, k);
-        let c = x_part(x_rows[4u * quad + 2u], i, k);
-        let d = x_part(x_rows[4u * quad + 3u], i, k);
-        x_tile[2u * pair * QUADS_M + quad] = vec4(a.x, b.x, c.x, d.x);
-        x_tile[(2u * pair + 1u) * QUADS_M + quad] = vec4(a.y, b.y, c.y, d.y);
+    for (var p = thread; p < QUADS_M * QUADS_K; p += THREADS) {
+        let quad = p / QUADS_K;
+        let column = 4u * (p % QUADS_K);
+        let i = k0 + column;
+        let turned = transpose(mat4x4<f32>(
+            x_part(x_rows[4u * quad], i, k),
+            x_part(x_rows[4u * quad + 1u], i, k),
+            x_part(x_rows[4u * quad + 2u], i, k),
+            x_part(x_rows[4u * quad + 3u], i, k),
+        ));
+        let at = column * QUADS_M + quad;
+        x_tile[at] = turned[0];
+        x_tile[at + QUADS_M] = turned[1];
+        x_tile[at + 2u * QUADS_M] = turned[2];
+        x_tile[at + 3u * QUADS_M] = turned[3];
     }
-    for (var p = thread; p < QUADS_N * PAIRS; p += THREADS) {
-        let quad = p / PAIRS;
-        let pair = p % PAIRS;
-        let i = k0 + 2u * pair;
-        let n = 4u * quad;
+    for (var p = thread; p < QUADS_N * QUADS_K; p += THREADS) {
+        let n = 4u * (p / QUADS_K);
+        let column = 4u * (p % QUADS_K);
+        let i = k0 + column;
         let row = w0 + n * w_stride;
-        let a = w_part(n < w_count, row, i, k);
-        let b = w_part(n + 1u < w_count, row + w_stride, i, k);
-        let c = w_part(n + 2u < w_count, row + 2u * w_stride, i, k);
-        let d = w_part(n + 3u < w_count, row + 3u * w_stride, i, k);
-        w_tile[2u * pair * QUADS_N + quad] = vec4(a.x, b.x, c.x, d.x);
-        w_tile[(2u * pair + 1u) * QUADS_N + quad] = vec4(a.y, b.y, c.y, d.y);
+        let turned = transpose(mat4x4<f32>(
+            w_part(n < w_count, row, i, k),
+            w_part(n + 1u < w_count, row + w_stride, i, k),
+            w_part(n + 2u < w_count, row + 2u * w_stride, i, k),
+            w_part(n + 3u < w_count, row + 3u * w_stride, i, k),
+        ));
+        let at = column * QUADS_N + n / 4u;
+        w_tile[at] = turned[0];
+        w_tile[at + QUADS_N] = turned[1];
+        w_tile[at + 2u * QUADS_N] = turned[2];
+        w_tile[at + 3u * QUADS_N] = turned[3];
     }
 }
 

@@ -114,7 +114,11 @@ impl Wgpu {
         check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
         check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
         let Grid { form, columns, blocks, groups } = grid(sizes, self.is_batch_invariant());
-        let mut bindings = vec![Binding::read("x", x), Binding::read("w", weight), Binding::write("y", y)];
+        let mut bindings = vec![
+            Binding::rows("x", x, sizes.x_stride),
+            Binding::rows("w", weight, sizes.in_features),
+            Binding::write("y", y),
+        ];
         let biased = match bias {
             Some(bias) => {
                 bindings.push(Binding::read("bias", bias));

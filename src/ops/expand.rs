@@ -155,11 +155,11 @@ impl Cpu {
     }
 }
 
-/// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 128 columns
+/// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 256 columns
 /// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
 #[cfg(feature = "wgpu")]
 pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) -> Grid {
-    let (routes, columns) = (sizes.tokens * sizes.top_k, 128);
+    let (routes, columns) = (sizes.tokens * sizes.top_k, 256);
     let per_chunk = routes.div_ceil(chunks.max(1));
     let many = routes > 0 && (batch_invariant || (sizes.tokens >= 16 && per_chunk >= 2 * live));
     let blocks = sizes.out_features.div_ceil(columns);
@@ -211,8 +211,8 @@ impl Wgpu {
             ],
             params: &params,
             bindings: &[
-                Binding::read("h", h),
-                Binding::elements("b", slots.sizes().element, pool.b()),
+                Binding::rows("h", h, sizes.h_stride),
+                Binding::pool("b", slots.sizes().element, pool.b()),
                 Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::read("topk_weights", topk_weights),

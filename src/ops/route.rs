@@ -315,8 +315,8 @@ impl Wgpu {
                 ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
             ],
             bindings: &[
-                Binding::read("x", x),
-                Binding::read("w", weight),
+                Binding::rows("x", x, sizes.x_stride),
+                Binding::rows("w", weight, sizes.in_features),
                 Binding::read("bias", bias),
                 Binding::ids("topk_ids", Access::ReadWrite, topk_ids),
                 Binding::write("topk_weights", topk_weights),

@@ -295,8 +295,8 @@ impl Wgpu {
             constants: &[("TILE_N", if grid.form == Form::Few { 16 } else { grid.columns as u32 })],
             params: &params,
             bindings: &[
-                Binding::read("x", x),
-                Binding::elements("w", slots.sizes().element, pool.a()),
+                Binding::rows("x", x, sizes.x_stride),
+                Binding::pool("w", slots.sizes().element, pool.a()),
                 Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::write("h", h),

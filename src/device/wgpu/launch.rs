@@ -45,15 +45,16 @@ impl<'a> Binding<'a> {
         Self { name, tensor: Tensor::Ids, access, buffer: view.buffer, range: view.bytes() }
     }
 
-    /// All of a buffer whose element type is known only at run time, read.
-    pub(crate) fn elements(name: &'static str, element: ElementType, buffer: &'a wgpu::Buffer) -> Self {
-        Self {
-            name,
-            tensor: Tensor::Elements(element),
-            access: Access::Read,
-            buffer,
-            range: 0..buffer.size(),
-        }
+    /// Rows of elements, read by fours where their places allow it.
+    pub(crate) fn rows<E: Element>(name: &'static str, view: View<'a, E>, stride: usize) -> Self {
+        let aligned = [view.first, view.len, stride].iter().all(|n| n.is_multiple_of(4));
+        let tensor = if aligned { Tensor::Quads(E::TYPE) } else { Tensor::Elements(E::TYPE) };
+        Self { tensor, ..Self::read(name, view) }
+    }
+
+    /// All of a pool's buffer, whose rows start at multiples of eight elements.
+    pub(crate) fn pool(name: &'static str, element: ElementType, buffer: &'a wgpu::Buffer) -> Self {
+        Self { name, tensor: Tensor::Quads(element), access: Access::Read, buffer, range: 0..buffer.size() }
     }
 
     /// All of a buffer as a table.

@@ -199,7 +199,7 @@ impl Wgpu {
     /// A zeroed storage buffer of at least `bytes`.
     pub(crate) fn storage(&self, label: &'static str, bytes: u64) -> Result<wgpu::Buffer> {
         self.alive()?;
-        let size = bytes.next_multiple_of(4).max(16);
+        let size = bytes.next_multiple_of(16).max(16);
         let most = self.limits().max_buffer_size;
         if size > most {
             return Err(Error::argument("wgpu", label, format!("at most {most} bytes in one buffer"), size));

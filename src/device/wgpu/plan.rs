@@ -7,7 +7,7 @@ pub(crate) const TILE_ROUTES: usize = 64;
 /// Routes that one workgroup of the planner sorts.
 const CHUNK_ROUTES: usize = 256;
 /// Tokens whose rows of y one workgroup of expand keeps.
-const CHUNK_TOKENS: usize = 32;
+const CHUNK_TOKENS: usize = 16;
 
 /// Where a plan's sections begin, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn chunks_hold_whole_tokens_and_tiles_suffice() {
         for top_k in [1, 2, 3, 7, 8, 9, 255, 256] {
-            for tokens in [1, 31, 32, 33, 1000] {
+            for tokens in [1, 15, 16, 17, 1000] {
                 for experts in [1, 5, 4096] {
                     let layout = Layout::new(&Sizes { tokens, top_k, experts });
                     assert_eq!(layout.chunk_routes % top_k, 0);

@@ -1,5 +1,5 @@
 //! The generated header of a shader: constants, parameters, and one accessor per bound tensor, so that a kernel's
-//! body says `x_pair(i)` and `y_put_pair(i, v, 2u)` whatever the element type.
+//! body says `x_quad(i)` and `y_put_pair(i, v, 2u)` whatever the element type.
 
 use crate::element::ElementType;
 use std::borrow::Cow;
@@ -17,6 +17,8 @@ pub(crate) enum Access {
 pub(crate) enum Tensor {
     /// Elements behind accessors that count from the view's first element.
     Elements(ElementType),
+    /// The same, read only, four at a time: rows and the view start at multiples of four.
+    Quads(ElementType),
     /// i32 ids, likewise.
     Ids,
     /// A table of this WGSL type, read by its name.
@@ -27,69 +29,110 @@ impl Tensor {
     /// Bytes of one element, where views may begin at any element.
     pub(crate) fn element_bytes(self) -> Option<usize> {
         match self {
-            Self::Elements(e) => Some(e.bytes()),
+            Self::Elements(e) | Self::Quads(e) => Some(e.bytes()),
             Self::Ids => Some(4),
             Self::Table(_) => None,
+        }
+    }
+
+    fn wgsl(self) -> &'static str {
+        match self {
+            Self::Elements(ElementType::F32) => "array<f32>",
+            Self::Elements(_) => "array<u32>",
+            Self::Quads(ElementType::F32) => "array<vec4<f32>>",
+            Self::Quads(_) => "array<vec2<u32>>",
+            Self::Ids => "array<i32>",
+            Self::Table(ty) => ty,
         }
     }
 }
 
 /// The declarations of one binding: the variable, and for elements its accessors
-/// `NAME_at(i)`, `NAME_pair(i)` (two from an even place on; f32: from any), `NAME_put(i, v)` (not for 16 bits),
-/// `NAME_put_pair(i, v, count)` (the first `count` of two, from an even place on).
+///
+/// - `NAME_at(i)`: element i;
+/// - `NAME_quad(i)`: four elements from i on (16 bits: i is even; quads: a multiple of four);
+/// - `NAME_put(i, v)`: stores an element (not for 16 bits);
+/// - `NAME_put_pair(i, v, count)`: stores the first `count` (1 or 2) of two, from an even place on.
 pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tensor, access: Access) {
     let writes = access == Access::ReadWrite;
-    let access = if writes { "read_write" } else { "read" };
-    let ty = match tensor {
-        Tensor::Elements(ElementType::F32) => "array<f32>",
-        Tensor::Elements(_) => "array<u32>",
-        Tensor::Ids => "array<i32>",
-        Tensor::Table(ty) => ty,
-    };
-    let at = format!("params.{name}_first + i");
+    let (access, ty) = (if writes { "read_write" } else { "read" }, tensor.wgsl());
     put(text, format_args!("@group(0) @binding({index}) var<storage, {access}> {name}: {ty};"));
     match tensor {
         Tensor::Table(_) => {}
         Tensor::Ids => {
-            put(text, format_args!("fn {name}_at(i: u32) -> i32 {{ return {name}[{at}]; }}"));
+            put(
+                text,
+                format_args!("fn {name}_at(i: u32) -> i32 {{ return {name}[params.{name}_first + i]; }}"),
+            );
             if writes {
-                put(text, format_args!("fn {name}_put(i: u32, v: i32) {{ {name}[{at}] = v; }}"));
+                put(
+                    text,
+                    format_args!("fn {name}_put(i: u32, v: i32) {{ {name}[params.{name}_first + i] = v; }}"),
+                );
             }
         }
-        Tensor::Elements(ElementType::F32) => {
-            put(text, format_args!("fn {name}_at(i: u32) -> f32 {{ return {name}[{at}]; }}"));
-            let pair = format!("vec2({name}[{at}], {name}[{at} + 1u])");
-            put(text, format_args!("fn {name}_pair(i: u32) -> vec2<f32> {{ return {pair}; }}"));
+        Tensor::Elements(element) | Tensor::Quads(element) => {
+            let at = format!("params.{name}_first + i");
+            let (one, four) = match (tensor, element) {
+                (Tensor::Quads(_), ElementType::F32) => quads_f32(name, &at),
+                (Tensor::Quads(_), _) => quads_packed(name, &at, element),
+                (_, ElementType::F32) => elements_f32(name, &at),
+                (_, _) => elements_packed(name, &at, element),
+            };
+            put(text, format_args!("fn {name}_at(i: u32) -> f32 {{ return {one}; }}"));
+            put(text, format_args!("fn {name}_quad(i: u32) -> vec4<f32> {{ return {four}; }}"));
             if writes {
-                put(text, format_args!("fn {name}_put(i: u32, v: f32) {{ {name}[{at}] = v; }}"));
-                let second = format!("if (count == 2u) {{ {name}[{at} + 1u] = v.y; }}");
-                declare_put_pair(text, name, &format!("{name}[{at}] = v.x; {second}"));
+                declare_put(text, name, &at, element);
             }
-        }
-        Tensor::Elements(ElementType::F16) => {
-            declare_packed(text, name, &at, ("unpack2x16float", "narrow_f16"), writes);
-        }
-        Tensor::Elements(ElementType::Bf16) => {
-            declare_packed(text, name, &at, ("widen_bf16", "narrow_bf16"), writes)
         }
     }
+}
+
+fn quads_f32(name: &str, at: &str) -> (String, String) {
+    (format!("{name}[({at}) >> 2u][({at}) & 3u]"), format!("{name}[({at}) >> 2u]"))
+}
+
+fn elements_f32(name: &str, at: &str) -> (String, String) {
+    let four = format!("vec4({name}[{at}], {name}[{at} + 1u], {name}[{at} + 2u], {name}[{at} + 3u])");
+    (format!("{name}[{at}]"), four)
+}
+
+/// Four 16-bit elements to two words.
+fn quads_packed(name: &str, at: &str, element: ElementType) -> (String, String) {
+    let (widen, words) = (widen(element), format!("{name}[({at}) >> 2u]"));
+    (
+        format!("{widen}({words}[(i >> 1u) & 1u])[i & 1u]"),
+        format!("vec4({widen}({words}.x), {widen}({words}.y))"),
+    )
 }
 
 /// Two 16-bit elements to the word.
-fn declare_packed(text: &mut String, name: &str, at: &str, (widen, narrow): (&str, &str), writes: bool) {
-    let word = format!("{name}[({at}) >> 1u]");
-    put(text, format_args!("fn {name}_pair(i: u32) -> vec2<f32> {{ return {widen}({word}); }}"));
-    put(text, format_args!("fn {name}_at(i: u32) -> f32 {{ return {name}_pair(i)[i & 1u]; }}"));
-    if writes {
-        // The upper half of a row's last word is padding, which stays as it is.
-        let two = format!("{word} = {narrow}(v.x) | ({narrow}(v.y) << 16u);");
-        let one = format!("{word} = {narrow}(v.x) | ({word} & 0xffff0000u);");
-        declare_put_pair(text, name, &format!("if (count == 2u) {{ {two} }} else {{ {one} }}"));
-    }
+fn elements_packed(name: &str, at: &str, element: ElementType) -> (String, String) {
+    let (widen, word) = (widen(element), format!("{name}[({at}) >> 1u]"));
+    let four = format!("vec4({widen}({word}), {widen}({name}[(({at}) >> 1u) + 1u]))");
+    (format!("{widen}({word})[i & 1u]"), four)
 }
 
-fn declare_put_pair(text: &mut String, name: &str, body: &str) {
+fn declare_put(text: &mut String, name: &str, at: &str, element: ElementType) {
+    let body = match element {
+        ElementType::F32 => {
+            put(text, format_args!("fn {name}_put(i: u32, v: f32) {{ {name}[{at}] = v; }}"));
+            format!("{name}[{at}] = v.x; if (count == 2u) {{ {name}[{at} + 1u] = v.y; }}")
+        }
+        ElementType::F16 | ElementType::Bf16 => {
+            let narrow = if element == ElementType::F16 { "narrow_f16" } else { "narrow_bf16" };
+            // The upper half of a row's last word is padding, which stays as it is.
+            let word = format!("{name}[({at}) >> 1u]");
+            let two = format!("{word} = {narrow}(v.x) | ({narrow}(v.y) << 16u);");
+            let one = format!("{word} = {narrow}(v.x) | ({word} & 0xffff0000u);");
+            format!("if (count == 2u) {{ {two} }} else {{ {one} }}")
+        }
+    };
     put(text, format_args!("fn {name}_put_pair(i: u32, v: vec2<f32>, count: u32) {{ {body} }}"));
+}
+
+fn widen(element: ElementType) -> &'static str {
+    if element == ElementType::F16 { "unpack2x16float" } else { "widen_bf16" }
 }
 
 /// A `struct Params` of u32 fields, bound as a uniform.

@@ -1,0 +1,261 @@
+//! WebGPU: the tiled kernels beside the plain triple loop, and `forward_delta` beside the base product, alternating
+//! in one run on every adapter. `cargo bench --bench paths`
+//!
+//! The case: 256 tokens, 8 experts, top 2, rank 16, 1024 x 1024, f32, uniform routing. Answers are checked against
+//! the plain loop before the clock starts. Times are the host's, from submission to an empty queue, medians.
+
+use molora::adapter::slots::PoolSizes;
+use molora::device::wgpu::{Pool, View};
+use molora::layer::{MoeLora, Router, RoutingView, Rows};
+use molora::ops::{Output, base, expand, plan, shrink};
+use molora::{ElementType, Lora, Wgpu};
+use std::time::Instant;
+
+const TOKENS: usize = 256;
+const TOP_K: usize = 2;
+const EXPERTS: usize = 8;
+const RANK: usize = 16;
+const WIDTH: usize = 1024;
+const ROUNDS: usize = 9;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    for adapter in Wgpu::adapters() {
+        run(&Wgpu::open(&adapter)?)?;
+    }
+    Ok(())
+}
+
+/// Seeded values in -1..1.
+fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn run(wgpu: &Wgpu) -> Result<(), Failure> {
+    println!("{}", wgpu.describe());
+    let routes = TOKENS * TOP_K;
+    let ids: Vec<i32> = (0..routes).map(|n| ((n / TOP_K * 5 + n % TOP_K * 3) % EXPERTS) as i32).collect();
+    let (a, b) = (values(1, EXPERTS * RANK * WIDTH), values(2, EXPERTS * RANK * WIDTH));
+    let sizes = PoolSizes {
+        in_features: WIDTH,
+        out_features: WIDTH,
+        experts: EXPERTS,
+        rank_capacity: EXPERTS * RANK,
+        element: ElementType::F32,
+    };
+    let mut pool = Pool::new(wgpu, sizes)?;
+    for e in 0..EXPERTS {
+        let part = e * RANK * WIDTH..(e + 1) * RANK * WIDTH;
+        pool.put(e, &Lora::new(WIDTH, WIDTH, RANK, 1.0, &a[part.clone()], &b[part])?)?;
+    }
+    let weights = values(3, routes);
+    let buffers = Buffers {
+        ids: wgpu.upload(&ids)?,
+        weights: wgpu.upload(&weights)?,
+        x: wgpu.upload(&values(4, TOKENS * WIDTH))?,
+        a: wgpu.upload(&a)?,
+        b: wgpu.upload(&b)?,
+        h: wgpu.upload(&vec![0f32; routes * RANK])?,
+        y: wgpu.upload(&vec![0f32; TOKENS * WIDTH])?,
+        weight: wgpu.upload(&values(5, WIDTH * WIDTH))?,
+    };
+    let plain = Plain::new(wgpu, &buffers);
+    let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: TOP_K })?;
+    let ours = Ours { layer, buffers: &buffers };
+
+    let (mut h, mut y) = (Vec::new(), Vec::new());
+    for ours_runs in [false, true] {
+        wgpu.queue().write_buffer(&buffers.y, 0, &vec![0; TOKENS * WIDTH * 4]);
+        for step in [Step::Shrink, Step::Expand] {
+            if ours_runs {
+                ours.run(step)?
+            } else {
+                plain.run(wgpu, step)?
+            };
+        }
+        h.push(wgpu.download::<f32>(&buffers.h, routes * RANK)?);
+        y.push(wgpu.download::<f32>(&buffers.y, TOKENS * WIDTH)?);
+    }
+    for (name, pair, scale) in [("shrink", &h, WIDTH as f32), ("expand", &y, (WIDTH * RANK) as f32)] {
+        let off = pair[0].iter().zip(&pair[1]).map(|(p, o)| (p - o).abs()).fold(0.0, f32::max);
+        if off.is_nan() || off > 1e-5 * scale.sqrt() {
+            return Err(format!("{name}: the tiled kernel is off by {off}").into());
+        }
+    }
+
+    for step in [Step::Shrink, Step::Expand] {
+        let [plain, ours] = alternate([&mut || plain.run(wgpu, step), &mut || ours.run(step)])?;
+        println!("{step:?}: plain {plain:.0} us, tiled {ours:.0} us, {:.2} x as fast", plain / ours);
+    }
+    let [base, delta] = alternate([&mut || ours.run(Step::Base), &mut || ours.run(Step::Delta)])?;
+    let [plan, _] = alternate([&mut || ours.run(Step::Plan), &mut || ours.run(Step::Plan)])?;
+    println!("plan {plan:.0} us (within each of ours)");
+    println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
+    Ok(())
+}
+
+/// Medians in microseconds of two runs that take turns.
+fn alternate(runs: [&mut dyn FnMut() -> Result<(), Failure>; 2]) -> Result<[f64; 2], Failure> {
+    let mut times = [Vec::new(), Vec::new()];
+    let [first, second] = runs;
+    for round in 0..=ROUNDS {
+        for (run, times) in [&mut *first, &mut *second].into_iter().zip(&mut times) {
+            let begin = Instant::now();
+            run()?;
+            // The first round warms up.
+            if round > 0 {
+                times.push(begin.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+    }
+    Ok(times.map(|mut t| {
+        t.sort_by(f64::total_cmp);
+        t[t.len() / 2]
+    }))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    Shrink,
+    Expand,
+    Plan,
+    Base,
+    Delta,
+}
+
+struct Buffers {
+    ids: wgpu::Buffer,
+    weights: wgpu::Buffer,
+    x: wgpu::Buffer,
+    a: wgpu::Buffer,
+    b: wgpu::Buffer,
+    h: wgpu::Buffer,
+    y: wgpu::Buffer,
+    weight: wgpu::Buffer,
+}
+
+/// The library's kernels.
+struct Ours<'a> {
+    layer: MoeLora<Wgpu>,
+    buffers: &'a Buffers,
+}
+
+impl Ours<'_> {
+    fn run(&self, step: Step) -> Result<(), Failure> {
+        let (wgpu, pool, b) = (self.layer.device(), self.layer.pool(), self.buffers);
+        let (tokens, top_k, output) = (TOKENS, TOP_K, Output::Sum);
+        let (x, h, y) = (View::<f32>::whole(&b.x), View::whole(&b.h), View::<f32>::whole(&b.y));
+        let (ids, weights) = (View::whole(&b.ids), View::whole(&b.weights));
+        let mut encoder = wgpu.encoder();
+        match step {
+            Step::Plan | Step::Shrink | Step::Expand => {
+                let plan =
+                    wgpu.plan(&mut encoder, &plan::Sizes { tokens, top_k, experts: EXPERTS }, pool, ids)?;
+                if step == Step::Shrink {
+                    let (in_features, x_stride, h_stride) = (WIDTH, WIDTH, RANK);
+                    let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
+                    wgpu.shrink(&mut encoder, &sizes, &plan, pool, x, weights, h)?;
+                } else if step == Step::Expand {
+                    let (out_features, y_stride, h_stride, accumulate) = (WIDTH, WIDTH, RANK, true);
+                    let sizes =
+                        expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
+                    wgpu.expand(&mut encoder, &sizes, &plan, pool, h, weights, y)?;
+                }
+            }
+            Step::Base => {
+                let (in_features, out_features, x_stride, y_stride) = (WIDTH, WIDTH, WIDTH, WIDTH);
+                let sizes = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
+                wgpu.base(&mut encoder, &sizes, View::whole(&b.weight), None, x, y)?;
+            }
+            Step::Delta => {
+                let rows = Rows { tokens, x_stride: WIDTH, y_stride: WIDTH };
+                let routing = RoutingView { topk_ids: ids, topk_weights: weights };
+                let mut workspace = self.layer.workspace(tokens)?;
+                self.layer.forward_delta(&mut encoder, &rows, x, routing, &mut workspace, y)?;
+            }
+        }
+        wgpu.queue().submit([encoder.finish()]);
+        Ok(wgpu.wait()?)
+    }
+}
+
+/// The triple loops of `plain.wgsl`.
+struct Plain {
+    shrink: wgpu::ComputePipeline,
+    expand: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+}
+
+impl Plain {
+    fn new(wgpu: &Wgpu, b: &Buffers) -> Self {
+        let device = wgpu.device();
+        let source = wgpu::ShaderSource::Wgsl(include_str!("plain.wgsl").into());
+        let module =
+            device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some("plain"), source });
+        let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let storage = |binding| entry(binding, wgpu::BufferBindingType::Storage { read_only: binding < 5 });
+        let mut entries: Vec<_> = (0..7).map(storage).collect();
+        entries.push(entry(7, wgpu::BufferBindingType::Uniform));
+        let descriptor = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
+        let layout = device.create_bind_group_layout(&descriptor);
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = |name| {
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(name),
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some(name),
+                compilation_options: Default::default(),
+                cache: None,
+            })
+        };
+        let params = device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 32,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let words = [TOKENS, TOP_K, EXPERTS, RANK, WIDTH, WIDTH].map(|v| (v as u32).to_le_bytes());
+        wgpu.queue().write_buffer(&params, 0, words.as_flattened());
+        let bound = [&b.ids, &b.weights, &b.x, &b.a, &b.b, &b.h, &b.y, &params];
+        let entries: Vec<_> = (0..)
+            .zip(bound)
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+            .collect();
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries };
+        let group = device.create_bind_group(&descriptor);
+        Self { shrink: pipeline("shrink"), expand: pipeline("expand"), group }
+    }
+
+    fn run(&self, wgpu: &Wgpu, step: Step) -> Result<(), Failure> {
+        let (pipeline, threads) = if step == Step::Shrink {
+            (&self.shrink, TOKENS * TOP_K * RANK)
+        } else {
+            (&self.expand, TOKENS * WIDTH)
+        };
+        let mut encoder = wgpu.encoder();
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, &self.group, &[]);
+            pass.dispatch_workgroups(threads.div_ceil(64) as u32, 1, 1);
+        }
+        wgpu.queue().submit([encoder.finish()]);
+        Ok(wgpu.wait()?)
+    }
+}
