@@ -1,2 +1,43 @@
-//! `molora`: devices, verify, bench, demo.
-fn main() {}
+//! `molora`: the library's command line.
+
+use clap::{Parser, Subcommand};
+use molora_cli::demo;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Fused MoE-LoRA kernels for CUDA, WebGPU and the CPU
+#[derive(Parser)]
+#[command(name = "molora", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// One line for each command here, and one below.
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,molora_cli=info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes, and no backtrace: the messages are meant for users.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! A linear whose output is adapted by experts: `y = x W^T + sum_e g_e(x) s_e B_e (A_e x)`, by molora.
+//!
+//! This is the only place of the engine that knows how the mixture is computed.
+
+use super::mixture::Module;
+use super::setting::{Routing, Setting};
+use anyhow::Result;
+use molora::adapter::slots::PoolSizes;
+use molora::adapter::{Lora, RouterWeights};
+use molora::host::{Device as LoraDevice, HostLayer};
+use molora::layer;
+use molora::ops::route::{LinearRouter, Weighting};
+use molora::{ElementType, Router};
+
+/// One linear with its experts and its router, resident on the device.
+pub struct ExpertLinear {
+    in_features: usize,
+    out_features: usize,
+    experts: usize,
+    layer: HostLayer<f32>,
+    linear: LinearRouter,
+    /// What the layer's router was set for.
+    setting: Setting,
+    router: RouterWeights,
+}
+
+impl ExpertLinear {
+    /// `base` is `[out, in]`; the module's experts and router fit it.
+    pub fn new(
+        device: &LoraDevice,
+        base: Vec<f32>,
+        out_features: usize,
+        in_features: usize,
+        module: &Module,
+    ) -> Result<Self> {
+        let experts = module.experts.len();
+        // A router may choose an expert that leaves this linear alone: its slot holds a factor of zeros.
+        let nothing = Lora::new(
+            in_features,
+            out_features,
+            1,
+            1.0,
+            &vec![0f32; in_features],
+            &vec![0f32; out_features],
+        )?;
+        let loras: Vec<&Lora> = module.experts.iter().map(|lora| lora.as_ref().unwrap_or(&nothing)).collect();
+        let rank_capacity = loras.iter().map(|lora| lora.rank()).sum();
+        let sizes =
+            PoolSizes { in_features, out_features, experts, rank_capacity, element: ElementType::F32 };
+        let mut layer = HostLayer::new(device, sizes, Router::External { top_k: 0 }, base, None)?;
+        for (slot, lora) in loras.into_iter().enumerate() {
+            layer.put(slot, lora)?;
+        }
+        let router = module.router.clone();
+        let linear = LinearRouter::new(experts, in_features, &router.weight, router.bias.as_deref())?;
+        Ok(Self { in_features, out_features, experts, layer, linear, setting: Setting::Base, router })
+    }
+
+    /// Inputs of one token.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Outputs of one token.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// The router that this linear asks.
+    pub fn router(&self) -> &RouterWeights {
+        &self.router
+    }
+
+    /// `x` is `[tokens, in]`, `y` is `[tokens, out]`; `routing` tells which experts were taken.
+    pub fn forward(
+        &mut self,
+        tokens: usize,
+        x: &[f32],
+        setting: &Setting,
+        y: &mut [f32],
+        routing: &mut Routing,
+    ) -> Result<()> {
+        match setting {
+            Setting::Base => routing.fill(tokens, &[]),
+            Setting::Expert { id, .. } => routing.fill(tokens, &[(*id, 1.0)]),
+            Setting::Uniform => {
+                let all: Vec<_> = (0..self.experts).map(|id| (id, 1.0 / self.experts as f32)).collect();
+                routing.fill(tokens, &all);
+            }
+            Setting::Top(k) => routing.fill(tokens, &vec![(0, 0.0); *k]),
+        }
+        if self.setting != *setting {
+            self.layer.set_router(self.lora_router(setting, routing.top_k))?;
+            self.setting = setting.clone();
+        }
+        let taken = layer::Routing { topk_ids: &mut routing.ids, topk_weights: &mut routing.weights };
+        Ok(self.layer.forward(tokens, x, taken, y)?)
+    }
+
+    /// The linear's own router where the setting asks it, else ids that come with the call.
+    fn lora_router(&self, setting: &Setting, top_k: usize) -> Router<LinearRouter> {
+        match setting {
+            Setting::Top(_) => {
+                Router::Linear { linear: self.linear.clone(), top_k, weighting: Weighting::SoftmaxSelected }
+            }
+            _ => Router::External { top_k },
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A linear of a block: plain, or with experts.
+
+use super::expert::ExpertLinear;
+use super::host::with_slice;
+use super::mixture::Module;
+use super::projection::Projection;
+use super::setting::{Routing, Setting};
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use molora::host::Device as LoraDevice;
+
+/// What an observer sees of one linear with experts.
+pub struct Seen<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The linear.
+    pub projection: Projection,
+    /// The linear itself.
+    pub linear: &'a ExpertLinear,
+    /// Its input, `[tokens, in]`.
+    pub x: &'a [f32],
+    /// The experts that it took.
+    pub routing: &'a Routing,
+}
+
+/// Called after every linear with experts.
+pub type Observer<'a> = dyn FnMut(Seen<'_>) -> Result<()> + 'a;
+
+/// `y = x W^T`, with or without experts.
+pub enum Linear {
+    /// `[out, in]`.
+    Plain(Tensor),
+    /// With experts; the buffers are kept between calls.
+    Experts {
+        /// The mixture.
+        linear: Box<ExpertLinear>,
+        /// The last routing.
+        routing: Routing,
+        /// Where it stands.
+        at: (usize, Projection),
+    },
+}
+
+impl Linear {
+    /// `weight` is `[out, in]`; `module` are its experts, if it has some.
+    pub fn new(
+        device: &LoraDevice,
+        weight: Tensor,
+        at: (usize, Projection),
+        module: Option<&Module>,
+    ) -> Result<Self> {
+        let Some(module) = module else { return Ok(Self::Plain(weight)) };
+        let (out_features, in_features) = weight.dims2()?;
+        let name = format!("layers.{}.{}", at.0, at.1.name());
+        ensure!(
+            module.router.in_features == in_features,
+            "{name}: router: expected {in_features} columns, got {}",
+            module.router.in_features
+        );
+        for (expert, lora) in module.experts.iter().enumerate() {
+            let Some(lora) = lora else { continue };
+            ensure!(
+                (lora.out_features(), lora.in_features()) == (out_features, in_features),
+                "{name}: expert {expert}: expected factors of [{out_features}, {in_features}], got [{}, {}]",
+                lora.out_features(),
+                lora.in_features()
+            );
+        }
+        let base = weight.flatten_all()?.to_vec1()?;
+        let linear =
+            Box::new(ExpertLinear::new(device, base, out_features, in_features, module).context(name)?);
+        Ok(Self::Experts { linear, routing: Routing::default(), at })
+    }
+
+    /// `x` is `[tokens, in]`.
+    pub fn forward(
+        &mut self,
+        x: &Tensor,
+        setting: &Setting,
+        observer: &mut Option<&mut Observer>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Plain(weight) => Ok(x.matmul(&weight.t()?)?),
+            Self::Experts { linear, routing, at } => {
+                let tokens = x.dim(0)?;
+                let mut y = vec![0.0; tokens * linear.out_features()];
+                with_slice(x, |x| -> Result<()> {
+                    linear.forward(tokens, x, setting, &mut y, routing)?;
+                    if let Some(observer) = observer {
+                        observer(Seen { layer: at.0, projection: at.1, linear, x, routing })?;
+                    }
+                    Ok(())
+                })??;
+                Ok(Tensor::from_vec(y, (tokens, linear.out_features()), &Device::Cpu)?)
+            }
+        }
+    }
+}

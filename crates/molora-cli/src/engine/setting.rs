@@ -1,0 +1,77 @@
+//! Which experts a token gets, and what was chosen.
+
+use std::fmt;
+
+/// How the experts of every adapted linear are chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Setting {
+    /// No expert: the bare model.
+    Base,
+    /// One expert for every token, with weight 1.
+    Expert {
+        /// Its row in the routers.
+        id: usize,
+        /// Its name.
+        name: String,
+    },
+    /// The linear's own router takes this many; softmax over those.
+    Top(usize),
+    /// Every expert with the same weight.
+    Uniform,
+}
+
+impl Setting {
+    /// All settings that the demo compares, in the order of its table.
+    pub fn all(experts: &[String]) -> Vec<Self> {
+        let mut all = vec![Self::Base];
+        all.extend(experts.iter().enumerate().map(|(id, name)| Self::Expert { id, name: name.clone() }));
+        all.push(Self::Top(1));
+        // With one expert there is no second to take.
+        if experts.len() > 1 {
+            all.push(Self::Top(2));
+        }
+        all.push(Self::Uniform);
+        all
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base => f.write_str("base"),
+            Self::Expert { name, .. } => write!(f, "expert:{name}"),
+            Self::Top(k) => write!(f, "top{k}"),
+            Self::Uniform => f.write_str("uniform"),
+        }
+    }
+}
+
+/// The experts that one linear took for a batch of tokens.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Routing {
+    /// Experts for each token.
+    pub top_k: usize,
+    /// `[tokens, top_k]`, the best first.
+    pub ids: Vec<i32>,
+    /// `[tokens, top_k]`.
+    pub weights: Vec<f32>,
+}
+
+impl Routing {
+    /// The experts of one token with their weights, the best first.
+    pub fn of(&self, token: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
+        let range = token * self.top_k..(token + 1) * self.top_k;
+        self.ids[range.clone()].iter().map(|&id| id as usize).zip(self.weights[range].iter().copied())
+    }
+
+    /// The same experts and weights for every one of `tokens`.
+    pub fn fill(&mut self, tokens: usize, choice: &[(usize, f32)]) {
+        self.top_k = choice.len();
+        self.ids.clear();
+        self.weights.clear();
+        for _ in 0..tokens {
+            self.ids.extend(choice.iter().map(|c| c.0 as i32));
+            self.weights.extend(choice.iter().map(|c| c.1));
+        }
+    }
+}
