@@ -85,10 +85,10 @@ enum Inner<X> {
     },
     #[cfg(feature = "wgpu")]
     Wgpu {
-        layer: MoeLora<Wgpu>,
+        layer: Box<MoeLora<Wgpu>>,
         weight: wgpu::Buffer,
         bias: Option<wgpu::Buffer>,
-        buffers: Option<Buffers>,
+        buffers: Box<Option<Buffers>>,
     },
 }
 
@@ -123,9 +123,9 @@ impl<X: Element> HostLayer<X> {
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(wgpu) => {
-                let layer = MoeLora::<Wgpu>::new(wgpu, device::Pool::new(wgpu, sizes)?, router)?;
+                let layer = Box::new(MoeLora::<Wgpu>::new(wgpu, device::Pool::new(wgpu, sizes)?, router)?);
                 let bias = bias.map(|b| wgpu.upload(&b)).transpose()?;
-                Inner::Wgpu { layer, weight: wgpu.upload(&weight)?, bias, buffers: None }
+                Inner::Wgpu { layer, weight: wgpu.upload(&weight)?, bias, buffers: Box::default() }
             }
         };
         Ok(Self { inner, sizes })

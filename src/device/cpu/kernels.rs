@@ -209,12 +209,12 @@ unsafe fn sum_terms<S: Simd, B: Element, const N: usize>(
         let mut acc = [S::splat(0.0); N];
         for &(coefficient, row) in terms {
             let (coefficient, row) = (S::splat(coefficient), row.as_ptr().add(column));
-            for n in 0..N {
-                acc[n] = S::fma(coefficient, S::load(row.add(n * S::LANES)), acc[n]);
+            for (n, sum) in acc.iter_mut().enumerate() {
+                *sum = S::fma(coefficient, S::load(row.add(n * S::LANES)), *sum);
             }
         }
-        for n in 0..N {
-            S::store_f32(sums.as_mut_ptr().add(n * S::LANES), acc[n]);
+        for (n, sum) in acc.into_iter().enumerate() {
+            S::store_f32(sums.as_mut_ptr().add(n * S::LANES), sum);
         }
     }
 }
