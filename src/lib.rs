@@ -1,7 +1,28 @@
 //! Fused MoE-LoRA kernels for CUDA, WebGPU and the CPU.
+//!
+//! A MoE-LoRA layer is a frozen linear layer plus many small low-rank experts,
+//! `y = W x + sum over the chosen experts e of w_e scaling_e B_e (A_e x)`. The contents, in the order in which data
+//! flows:
+//!
+//! - [`adapter`]: LoRA files into checked factors, and the pool's books;
+//! - [`layer`]: [`MoeLora`], the layer on one device; read it first;
+//! - [`ops`]: its operations, one file each: `route`, `plan`, `shrink`, `base`, `expand`;
+//! - [`device`]: [`Cpu`] and [`Wgpu`], the only places that know threads, SIMD and wgpu;
+//! - [`host`]: a device chosen at run time, host slices in and out;
+//! - [`element`], [`error`].
 
 pub mod adapter;
 pub mod device;
 pub mod element;
 pub mod error;
+pub mod host;
+pub mod layer;
 pub mod ops;
+
+pub use adapter::Lora;
+pub use device::Cpu;
+#[cfg(feature = "wgpu")]
+pub use device::Wgpu;
+pub use element::{Element, ElementType};
+pub use error::{Error, Result};
+pub use layer::{MoeLora, Router};

@@ -1,7 +1,11 @@
 //! Base: the frozen linear layer, `y = x weight^T (+ bias)`; `weight [out_features, in_features]`.
 
+#[cfg(feature = "wgpu")]
+use super::{Form, Grid, check_packed, word};
 use super::{check_len, check_rows};
 use crate::device::cpu::Cpu;
+#[cfg(feature = "wgpu")]
+use crate::device::wgpu::{Binding, Launch, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -80,5 +84,61 @@ impl Cpu {
             |_, o, sum| X::from_f32(sum + bias.map_or(0.0, |b| b[o].to_f32())),
         );
         Ok(())
+    }
+}
+
+/// The launch: up to 4 tokens read every weight once each; more share it in tiles of 64 x 64.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
+    let few = sizes.tokens <= 4 && !batch_invariant;
+    let (form, columns, rows) =
+        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(64)) };
+    let blocks = sizes.out_features.div_ceil(columns);
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
+#[cfg(feature = "wgpu")]
+impl Wgpu {
+    /// See the [module](self). Records into `encoder`.
+    pub fn base<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        weight: View<X>,
+        bias: Option<View<X>>,
+        x: View<X>,
+        y: View<X>,
+    ) -> Result<()> {
+        sizes.check(weight.len(), bias.map(|b| b.len()), x.len(), y.len())?;
+        check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
+        check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
+        check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
+        let Grid { form, columns, blocks, groups } = grid(sizes, self.is_batch_invariant());
+        let mut bindings = vec![Binding::read("x", x), Binding::read("w", weight), Binding::write("y", y)];
+        let biased = match bias {
+            Some(bias) => {
+                bindings.push(Binding::read("bias", bias));
+                "fn bias_of(o: u32) -> f32 { return bias_at(o); }\n"
+            }
+            None => "fn bias_of(o: u32) -> f32 { return 0.0; }\n",
+        };
+        let (rows, tile) = (include_str!("../../shaders/rows.wgsl"), include_str!("../../shaders/tile.wgsl"));
+        let launch = Launch {
+            op: OP,
+            entry: if form == Form::Few { "base_few" } else { "base_many" },
+            body: &[biased, rows, tile, include_str!("../../shaders/base.wgsl")],
+            constants: &[("TILE_N", if form == Form::Few { 16 } else { columns as u32 })],
+            params: &[
+                ("tokens", word(OP, "tokens", sizes.tokens)?),
+                ("in_features", word(OP, "in_features", sizes.in_features)?),
+                ("out_features", word(OP, "out_features", sizes.out_features)?),
+                ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
+                ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
+                ("column_blocks", word(OP, "out_features", blocks)?),
+            ],
+            bindings: &bindings,
+            groups: word(OP, "tokens", groups)?,
+        };
+        self.launch(encoder, &launch)
     }
 }

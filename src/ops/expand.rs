@@ -5,7 +5,11 @@
 //! left alone when adding and set to 0 when overwriting. y is rounded once.
 
 use super::{Expert, Output, check_equal, check_len, check_rows, plan::Plan};
+#[cfg(feature = "wgpu")]
+use super::{Form, Grid, check_packed, word};
 use crate::device::cpu::{Cpu, Pool};
+#[cfg(feature = "wgpu")]
+use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::element::{Element, ElementType};
 use crate::error::Result;
 use half::{bf16, f16};
@@ -148,5 +152,75 @@ impl Cpu {
                 self.add_rows(terms, part, sizes.accumulate);
             }
         });
+    }
+}
+
+/// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 128 columns
+/// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) -> Grid {
+    let (routes, columns) = (sizes.tokens * sizes.top_k, 128);
+    let per_chunk = routes.div_ceil(chunks.max(1));
+    let many = routes > 0 && (batch_invariant || (sizes.tokens >= 16 && per_chunk >= 2 * live));
+    let blocks = sizes.out_features.div_ceil(columns);
+    let (form, rows) =
+        if many { (Form::Many, chunks) } else { (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k)) };
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
+#[cfg(feature = "wgpu")]
+impl Wgpu {
+    /// See the [module](self). Records into `encoder`; slots that changed since the plan are skipped and set the
+    /// status word.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "sizes, plan, pool, inputs, output: the order on every device"
+    )]
+    pub fn expand<Y: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        plan: &device::Plan,
+        pool: &device::Pool,
+        h: View<f32>,
+        topk_weights: View<f32>,
+        y: View<Y>,
+    ) -> Result<()> {
+        let slots = pool.slots();
+        check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
+        check_equal(OP, "plan.experts", slots.sizes().experts, plan.sizes().experts)?;
+        sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
+        check_packed::<Y>(OP, "y", sizes.y_stride, y.len())?;
+        let grid = grid(sizes, pool.live(), plan.layout.chunks, self.is_batch_invariant());
+        let mut params = plan.params()?.to_vec();
+        params.extend([
+            ("out_features", word(OP, "out_features", sizes.out_features)?),
+            ("b_stride", word(OP, "b_stride", pool.b_stride())?),
+            ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
+            ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
+            ("column_blocks", word(OP, "out_features", grid.blocks)?),
+        ]);
+        let launch = Launch {
+            op: OP,
+            entry: if grid.form == Form::Few { "expand_few" } else { "expand_many" },
+            body: &[include_str!("../../shaders/expand.wgsl")],
+            constants: &[
+                ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),
+                ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
+                ("ACCUMULATE", u32::from(sizes.accumulate)),
+            ],
+            params: &params,
+            bindings: &[
+                Binding::read("h", h),
+                Binding::elements("b", slots.sizes().element, pool.b()),
+                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
+                Binding::read("topk_weights", topk_weights),
+                Binding::write("y", y),
+                Binding::status(self),
+            ],
+            groups: word(OP, "tokens", grid.groups)?,
+        };
+        self.launch(encoder, &launch)
     }
 }

@@ -123,3 +123,47 @@ pub(crate) fn check_routes(op: &'static str, tokens: usize, top_k: usize) -> Res
         )),
     }
 }
+
+/// Which path a GPU takes. Within one form a token's bits never depend on the rest of its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Few rows: a matrix-vector shape, one workgroup per row.
+    Few,
+    /// Many rows: tiles of rows in registers.
+    Many,
+}
+
+/// The launch of a kernel, decided from sizes and limits alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Grid {
+    /// The path.
+    pub form: Form,
+    /// Columns (ranks, or columns of y) that one workgroup takes.
+    pub columns: usize,
+    /// Workgroups along the columns.
+    pub blocks: usize,
+    /// Workgroups.
+    pub groups: usize,
+}
+
+/// A size as a kernel reads it.
+#[cfg(feature = "wgpu")]
+pub(crate) fn word(op: &'static str, argument: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::argument(op, argument, "below 2^32", value))
+}
+
+/// A view that kernels index in 32 bits, whose packed rows start at whole words.
+#[cfg(feature = "wgpu")]
+pub(crate) fn check_packed<E: crate::element::Element>(
+    op: &'static str,
+    argument: &str,
+    stride: usize,
+    len: usize,
+) -> Result<()> {
+    word(op, argument, len)?;
+    if size_of::<E>() == 2 && !stride.is_multiple_of(2) {
+        let expected = format!("an even stride for packed {} rows", E::TYPE);
+        return Err(Error::argument(op, format!("{argument}_stride"), expected, stride));
+    }
+    Ok(())
+}

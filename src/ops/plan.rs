@@ -4,8 +4,12 @@
 //! `token * top_k + slot` grouped by expert and ascending within one, and `expert_offsets [experts + 1]`, the
 //! exclusive prefix sum of the experts' counts; its last entry is the number of live routes.
 
+#[cfg(feature = "wgpu")]
+use super::word;
 use super::{check_len, check_routes};
 use crate::device::cpu::{Cpu, Pool};
+#[cfg(feature = "wgpu")]
+use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::error::{Error, Result};
 
 const OP: &str = "plan";
@@ -136,5 +140,103 @@ impl Plan {
     pub(crate) fn check_pool(&self, op: &'static str, pool: &Pool) -> Result<()> {
         super::check_equal(op, "plan.experts", pool.slots().sizes().experts, self.sizes.experts)?;
         pool.slots().check_plan(op, self.epoch, self.live_experts())
+    }
+}
+
+/// The launch: chunks, one scan, chunks again; nothing without routes.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes) -> [usize; 3] {
+    let chunks = device::Layout::new(sizes).chunks;
+    [chunks, chunks.min(1), chunks]
+}
+
+#[cfg(feature = "wgpu")]
+impl Wgpu {
+    /// See the [module](self). Records into `encoder`; ids that name nothing are skipped and set the status word.
+    pub fn plan(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        pool: &device::Pool,
+        topk_ids: View<i32>,
+    ) -> Result<device::Plan> {
+        sizes.check()?;
+        let mut plan = device::Plan::in_buffer(self.storage("plan", device::Plan::bytes(sizes))?);
+        self.plan_into(encoder, sizes, pool, topk_ids, &mut plan)?;
+        Ok(plan)
+    }
+
+    /// [`Self::plan`] into the memory of an older plan, which must be large enough.
+    pub fn plan_into(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        pool: &device::Pool,
+        topk_ids: View<i32>,
+        plan: &mut device::Plan,
+    ) -> Result<()> {
+        sizes.check()?;
+        super::check_equal(OP, "experts", pool.slots().sizes().experts, sizes.experts)?;
+        check_len(OP, "topk_ids", sizes.routes(), topk_ids.len())?;
+        if sizes.top_k > device::Layout::MAX_TOP_K {
+            let expected = format!("at most {} on WebGPU", device::Layout::MAX_TOP_K);
+            return Err(Error::argument(OP, "top_k", expected, sizes.top_k));
+        }
+        let bytes = device::Plan::bytes(sizes);
+        if bytes > plan.buffer.size() {
+            let expected = format!("a plan's memory of at least {bytes} bytes");
+            return Err(Error::argument(OP, "plan", expected, plan.buffer.size()));
+        }
+        let layout = device::Layout::new(sizes);
+        (plan.sizes, plan.layout, plan.epoch) = (*sizes, layout, pool.slots().epoch());
+        let counts = (layout.chunks * sizes.experts) as u64 * 4;
+        if counts > 0 {
+            encoder.clear_buffer(&plan.buffer, layout.at_counts as u64 * 4, Some(counts));
+        }
+        for (entry, groups) in ["plan_chunks", "plan_scan", "plan_place"].into_iter().zip(grid(sizes)) {
+            let launch = Launch {
+                op: OP,
+                entry,
+                body: &[include_str!("../../shaders/plan.wgsl")],
+                constants: &[("TILE_ROUTES", device::TILE_ROUTES as u32)],
+                params: &plan.params()?,
+                bindings: &[
+                    Binding::ids("topk_ids", Access::Read, topk_ids),
+                    Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                    Binding::table("plan", "array<u32>", Access::ReadWrite, &plan.buffer),
+                    Binding::status(self),
+                ],
+                groups: word(OP, "tokens", groups)?,
+            };
+            self.launch(encoder, &launch)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "wgpu")]
+impl device::Plan {
+    /// Sizes and sections, as every kernel that reads a plan knows them.
+    pub(crate) fn params(&self) -> Result<[(&'static str, u32); 15]> {
+        let (s, l) = (&self.sizes, &self.layout);
+        word(OP, "plan", l.words)?;
+        let fields = [
+            ("tokens", s.tokens),
+            ("top_k", s.top_k),
+            ("routes", s.routes()),
+            ("experts", s.experts),
+            ("epoch", self.epoch as usize),
+            ("chunk_routes", l.chunk_routes),
+            ("chunks", l.chunks),
+            ("at_ids", l.at_ids),
+            ("at_chunks", l.at_chunks),
+            ("at_places", l.at_places),
+            ("at_counts", l.at_counts),
+            ("at_sorted", l.at_sorted),
+            ("at_offsets", l.at_offsets),
+            ("at_tile_offsets", l.at_tile_offsets),
+            ("at_tiles", l.at_tiles),
+        ];
+        Ok(fields.map(|(name, value)| (name, value as u32)))
     }
 }

@@ -4,12 +4,20 @@
 //! expert -> weight (see [`Weighting`]). A score that is not finite is an error where the host sees it; on a
 //! device its token selects nothing (ids -1, weights 0) and the status word says so.
 
+#[cfg(feature = "wgpu")]
+use super::word;
 use super::{check_equal, check_len, check_routes, check_rows};
 use crate::device::cpu::{Cpu, SharedMut};
+#[cfg(feature = "wgpu")]
+use crate::device::wgpu::{Access, Binding, Launch, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
 const OP: &str = "route";
+
+/// Largest `top_k` of a WebGPU router: its list stays in workgroup memory.
+#[cfg(feature = "wgpu")]
+pub const MAX_TOP_K: usize = 256;
 
 /// How selected scores become weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -238,5 +246,84 @@ impl Cpu {
             Some((_, e)) => Err(e),
             None => Ok(()),
         }
+    }
+}
+
+/// The launch: one workgroup per token.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes) -> usize {
+    if sizes.top_k == 0 { 0 } else { sizes.tokens }
+}
+
+/// A linear router's parameters in device memory.
+#[cfg(feature = "wgpu")]
+#[derive(Debug)]
+pub struct WgpuRouter {
+    router: LinearRouter,
+    weight: wgpu::Buffer,
+    bias: wgpu::Buffer,
+}
+
+#[cfg(feature = "wgpu")]
+impl WgpuRouter {
+    /// Uploads the parameters.
+    pub fn new(wgpu: &Wgpu, router: LinearRouter) -> Result<Self> {
+        let weight = wgpu.upload(router.weight())?;
+        let bias = wgpu.upload(router.bias().unwrap_or(&vec![0.0; router.experts]))?;
+        Ok(Self { router, weight, bias })
+    }
+
+    /// The parameters in host memory.
+    pub fn linear(&self) -> &LinearRouter {
+        &self.router
+    }
+}
+
+#[cfg(feature = "wgpu")]
+impl Wgpu {
+    /// See the [module](self). Records into `encoder`; a score that is not finite sets the status word.
+    pub fn route<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        router: &WgpuRouter,
+        x: View<X>,
+        topk_ids: View<i32>,
+        topk_weights: View<f32>,
+    ) -> Result<()> {
+        sizes.check(&router.router, x.len(), topk_ids.len(), topk_weights.len())?;
+        super::check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
+        if sizes.top_k > MAX_TOP_K {
+            return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on WebGPU"), sizes.top_k));
+        }
+        let (weight, bias) = (View::<f32>::whole(&router.weight), View::<f32>::whole(&router.bias));
+        let launch = Launch {
+            op: OP,
+            entry: "route",
+            body: &[
+                "fn bias_of(e: u32) -> f32 { return bias_at(e); }\n",
+                include_str!("../../shaders/rows.wgsl"),
+                include_str!("../../shaders/route.wgsl"),
+            ],
+            constants: &[
+                ("TOP_K", sizes.top_k as u32),
+                ("SOFTMAX_ALL", u32::from(sizes.weighting == Weighting::SoftmaxAll)),
+            ],
+            params: &[
+                ("in_features", word(OP, "in_features", sizes.in_features)?),
+                ("experts", word(OP, "experts", sizes.experts)?),
+                ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
+            ],
+            bindings: &[
+                Binding::read("x", x),
+                Binding::read("w", weight),
+                Binding::read("bias", bias),
+                Binding::ids("topk_ids", Access::ReadWrite, topk_ids),
+                Binding::write("topk_weights", topk_weights),
+                Binding::status(self),
+            ],
+            groups: word(OP, "tokens", grid(sizes))?,
+        };
+        self.launch(encoder, &launch)
     }
 }

@@ -5,7 +5,11 @@
 //! expert, are not written.
 
 use super::{Expert, Output, check_equal, check_len, check_rows, plan::Plan};
+#[cfg(feature = "wgpu")]
+use super::{Form, Grid, check_packed, word};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
+#[cfg(feature = "wgpu")]
+use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -189,5 +193,117 @@ impl Cpu {
                 |m, r, v| unsafe { place.part(routes[m] as usize * sizes.h_stride + r0 + r, 1)[0] = v },
             );
         });
+    }
+}
+
+/// The launch for a pool with `live` adapters of at most `max_rank` and a plan of at most `max_tiles` tiles:
+/// tiles of 64 routes once an expert has 8 on average, a workgroup per route and 8 ranks below.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, live: usize, max_rank: usize, max_tiles: usize, batch_invariant: bool) -> Grid {
+    let routes = sizes.tokens * sizes.top_k;
+    let many = batch_invariant || routes >= 8 * live.clamp(1, routes.max(1));
+    let (form, columns, rows) = match (many, max_rank) {
+        (false, _) => (Form::Few, 8, routes),
+        (true, ..=16) => (Form::Many, 16, max_tiles),
+        (true, ..=32) => (Form::Many, 32, max_tiles),
+        (true, _) => (Form::Many, 64, max_tiles),
+    };
+    let blocks = max_rank.div_ceil(columns);
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
+#[cfg(feature = "wgpu")]
+impl Wgpu {
+    /// See the [module](self). Records into `encoder`; slots that changed since the plan are skipped and set the
+    /// status word.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "sizes, plan, pool, inputs, output: the order on every device"
+    )]
+    pub fn shrink<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        plan: &device::Plan,
+        pool: &device::Pool,
+        x: View<X>,
+        topk_weights: View<f32>,
+        h: View<f32>,
+    ) -> Result<()> {
+        let max_rank = pool.slots().max_rank();
+        check_equal(OP, "in_features", pool.slots().sizes().in_features, sizes.in_features)?;
+        check_equal(OP, "plan.experts", pool.slots().sizes().experts, plan.sizes().experts)?;
+        sizes.check(plan.sizes(), max_rank, x.len(), topk_weights.len(), h.len())?;
+        check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
+        if sizes.output != Output::RankSum {
+            return self.shrink_routes(encoder, sizes, plan, pool, x, h);
+        }
+        let routes = sizes.tokens * sizes.top_k;
+        let per_route = self.storage("routes_h", (routes * max_rank * 4) as u64)?;
+        let inner = Sizes { h_stride: max_rank, output: Output::Sum, ..*sizes };
+        self.shrink_routes(encoder, &inner, plan, pool, x, View::whole(&per_route))?;
+        let mut params = plan.params()?.to_vec();
+        params.push(("h_width", word(OP, "max_rank", max_rank)?));
+        params.push(("h_stride", word(OP, "h_stride", sizes.h_stride)?));
+        let launch = Launch {
+            op: OP,
+            entry: "shrink_rank_sum",
+            body: &[include_str!("../../shaders/shrink_rank_sum.wgsl")],
+            constants: &[],
+            params: &params,
+            bindings: &[
+                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
+                Binding::read("topk_weights", topk_weights),
+                Binding::read("routes_h", View::<f32>::whole(&per_route)),
+                Binding::write("h", h),
+                Binding::status(self),
+            ],
+            groups: if routes == 0 { 0 } else { word(OP, "tokens", (sizes.tokens * max_rank).div_ceil(64))? },
+        };
+        self.launch(encoder, &launch)
+    }
+
+    fn shrink_routes<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        plan: &device::Plan,
+        pool: &device::Pool,
+        x: View<X>,
+        h: View<f32>,
+    ) -> Result<()> {
+        let slots = pool.slots();
+        let grid =
+            grid(sizes, pool.live(), slots.max_rank(), plan.layout.max_tiles, self.is_batch_invariant());
+        let mut params = plan.params()?.to_vec();
+        params.extend([
+            ("in_features", word(OP, "in_features", sizes.in_features)?),
+            ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
+            ("a_stride", word(OP, "a_stride", pool.a_stride())?),
+            ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
+            ("rank_blocks", word(OP, "rank_blocks", grid.blocks)?),
+        ]);
+        let launch = Launch {
+            op: OP,
+            entry: if grid.form == Form::Few { "shrink_few" } else { "shrink_many" },
+            body: &[
+                include_str!("../../shaders/rows.wgsl"),
+                include_str!("../../shaders/tile.wgsl"),
+                include_str!("../../shaders/shrink.wgsl"),
+            ],
+            constants: &[("TILE_N", if grid.form == Form::Few { 16 } else { grid.columns as u32 })],
+            params: &params,
+            bindings: &[
+                Binding::read("x", x),
+                Binding::elements("w", slots.sizes().element, pool.a()),
+                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
+                Binding::write("h", h),
+                Binding::status(self),
+            ],
+            groups: word(OP, "tokens", grid.groups)?,
+        };
+        self.launch(encoder, &launch)
     }
 }

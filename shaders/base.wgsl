@@ -1,0 +1,51 @@
+// Base: y = x weight^T + bias; w is the weight. See src/ops/base.rs.
+
+fn store(t: u32, o: u32, v: vec2<f32>) {
+    let count = min(params.out_features - o, 2u);
+    var biased = v;
+    biased.x += bias_of(o);
+    if (count == 2u) { biased.y += bias_of(o + 1u); }
+    y_put_pair(t * params.y_stride + o, biased, count);
+}
+
+// One workgroup per token and eight columns of y.
+@compute @workgroup_size(64)
+fn base_few(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = group_index(id, groups);
+    if (group >= params.groups) { return; }
+    let t = group / params.column_blocks;
+    let o0 = 8u * (group % params.column_blocks);
+    let count = min(params.out_features - o0, 8u);
+    dot8(lane, t * params.x_stride, o0 * params.in_features, params.in_features, count, params.in_features);
+    if (2u * lane < count) {
+        store(t, o0 + 2u * lane, vec2(dot8_of(2u * lane), dot8_of(2u * lane + 1u)));
+    }
+}
+
+// One workgroup per 64 tokens and TILE_N columns of y.
+@compute @workgroup_size(THREADS)
+fn base_many(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let group = group_index(id, groups);
+    if (group >= params.groups) { return; }
+    let t0 = TILE_M * (group / params.column_blocks);
+    let o0 = TILE_N * (group % params.column_blocks);
+    let rows = min(params.tokens - t0, TILE_M);
+    for (var m = thread; m < TILE_M; m += THREADS) {
+        x_rows[m] = select(NONE, (t0 + m) * params.x_stride, m < rows);
+    }
+    tile_product(thread, o0 * params.in_features, params.in_features, params.out_features - o0, params.in_features);
+    let m0 = 8u * (thread / QUADS_N);
+    let o = o0 + 4u * (thread % QUADS_N);
+    for (var m = m0; m < min(m0 + 8u, rows); m++) {
+        if (o < params.out_features) { store(t0 + m, o, sums[m - m0].xy); }
+        if (o + 2u < params.out_features) { store(t0 + m, o + 2u, sums[m - m0].zw); }
+    }
+}

@@ -1,0 +1,71 @@
+// Shrink: h_n = A x_t for every live route n of token t; w is A, one row per rank. See src/ops/shrink.rs.
+
+// Whether the slot still is what the plan's ids meant.
+fn holds(slot: Slot) -> bool {
+    return slot.rank > 0u && slot.added_at <= params.epoch;
+}
+
+// One workgroup per route and eight ranks.
+@compute @workgroup_size(64)
+fn shrink_few(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = group_index(id, groups);
+    if (group >= params.groups) { return; }
+    let n = group / params.rank_blocks;
+    let r0 = 8u * (group % params.rank_blocks);
+    let e = plan[params.at_ids + n];
+    if (e == NONE) { return; }
+    let slot = slots[e];
+    if (!holds(slot)) {
+        if (lane == 0u) { atomicOr(&status, STALE_SLOT); }
+        return;
+    }
+    if (r0 >= slot.rank) { return; }
+    let count = slot.rank - r0;
+    let w0 = (slot.row + r0) * params.a_stride;
+    dot8(lane, n / params.top_k * params.x_stride, w0, params.a_stride, count, params.in_features);
+    if (lane < min(count, 8u)) {
+        h_put(n * params.h_stride + r0 + lane, dot8_of(lane));
+    }
+}
+
+// One workgroup per tile of one expert's routes and TILE_N ranks.
+@compute @workgroup_size(THREADS)
+fn shrink_many(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let group = group_index(id, groups);
+    if (group >= params.groups) { return; }
+    let tile = group / params.rank_blocks;
+    let r0 = TILE_N * (group % params.rank_blocks);
+    if (tile >= plan[params.at_tile_offsets + params.experts]) { return; }
+    let e = plan[params.at_tiles + 2u * tile];
+    let first = plan[params.at_tiles + 2u * tile + 1u];
+    let routes = min(plan[params.at_offsets + e + 1u] - first, TILE_M);
+    let slot = slots[e];
+    if (!holds(slot)) {
+        if (thread == 0u) { atomicOr(&status, STALE_SLOT); }
+        return;
+    }
+    if (r0 >= slot.rank) { return; }
+    let count = slot.rank - r0;
+    for (var m = thread; m < TILE_M; m += THREADS) {
+        var row = NONE;
+        if (m < routes) { row = plan[params.at_sorted + first + m] / params.top_k * params.x_stride; }
+        x_rows[m] = row;
+    }
+    tile_product(thread, (slot.row + r0) * params.a_stride, params.a_stride, count, params.in_features);
+    let m0 = 8u * (thread / QUADS_N);
+    let n0 = 4u * (thread % QUADS_N);
+    for (var m = m0; m < min(m0 + 8u, routes); m++) {
+        let at = plan[params.at_sorted + first + m] * params.h_stride + r0 + n0;
+        for (var n = 0u; n < 4u && n0 + n < count; n++) {
+            h_put(at + n, sums[m - m0][n]);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Routers kept in a file of their own: `layers.{l}.{gate,up,down}_proj.router.{weight,bias}`.
+
+use super::tensors::{Tensor, TensorFile, index};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// One linear's router: `logits = x weight^T + bias`. Every number is finite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterWeights {
+    /// Rows of `weight`.
+    pub experts: usize,
+    /// Columns of `weight`.
+    pub in_features: usize,
+    /// `[experts, in_features]`, row-major.
+    pub weight: Vec<f32>,
+    /// `[experts]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Reads a file of routers; the key is the layer's number and `gate_proj`, `up_proj` or `down_proj`.
+///
+/// F16 and BF16 are widened, exactly.
+pub fn read_routers(file: &Path) -> Result<BTreeMap<(usize, String), RouterWeights>> {
+    let file = TensorFile::read(file)?;
+    let mut parts: BTreeMap<(usize, String), RouterParts> = BTreeMap::new();
+    for (name, tensor) in file.tensors()? {
+        let Some((key, part)) = split_router(&name) else {
+            return Err(tensor.refuse("layers.<number>.<gate, up or down>_proj.router.weight", "this name"));
+        };
+        parts.entry(key).or_default().put(part, tensor)?;
+    }
+    if parts.is_empty() {
+        return Err(Error::format(file.name(), "tensors", "at least one router", "none"));
+    }
+    let mut routers = BTreeMap::new();
+    for ((layer, linear), parts) in parts {
+        let item = format!("layers.{layer}.{linear}.router");
+        routers.insert((layer, linear), parts.into_weights(file.name(), &item)?);
+    }
+    Ok(routers)
+}
+
+fn split_router(name: &str) -> Option<((usize, String), Part)> {
+    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    let (linear, part) = rest.split_once(".router.")?;
+    let known = ["gate_proj", "up_proj", "down_proj"].contains(&linear);
+    Some(((index(layer).filter(|_| known)?, linear.to_owned()), Part::from_name(part)?))
+}
+
+/// Which half of a router a tensor is.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Part {
+    Weight,
+    Bias,
+}
+
+impl Part {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "weight" => Some(Self::Weight),
+            "bias" => Some(Self::Bias),
+            _ => None,
+        }
+    }
+}
+
+/// A router's tensors, as they turn up.
+#[derive(Default)]
+pub(crate) struct RouterParts<'f> {
+    weight: Option<Tensor<'f>>,
+    bias: Option<Tensor<'f>>,
+}
+
+impl<'f> RouterParts<'f> {
+    /// Takes one part; refuses a second one in its place.
+    pub(crate) fn put(&mut self, part: Part, tensor: Tensor<'f>) -> Result<()> {
+        let place = if part == Part::Weight { &mut self.weight } else { &mut self.bias };
+        match place {
+            Some(first) => Err(tensor.refuse("one tensor for this part", format!("{} as well", first.name))),
+            None => {
+                *place = Some(tensor);
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks the shapes and that every number is finite.
+    pub(crate) fn into_weights(self, file: &str, item: &str) -> Result<RouterWeights> {
+        let Some(weight) = self.weight else {
+            return Err(Error::format(file, format!("{item}.weight"), "a tensor of that name", "none"));
+        };
+        let (experts, in_features) = weight.matrix()?;
+        weight.check_finite()?;
+        if let Some(bias) = &self.bias {
+            if bias.shape != [experts] {
+                return Err(bias.refuse(format!("[{experts}]"), format!("{:?}", bias.shape)));
+            }
+            bias.check_finite()?;
+        }
+        let bias = self.bias.map(|bias| bias.to_f32());
+        Ok(RouterWeights { experts, in_features, weight: weight.to_f32(), bias })
+    }
+}

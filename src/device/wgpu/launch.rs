@@ -1,0 +1,269 @@
+//! One dispatch: text, pipeline, bindings, parameters, grid.
+
+use super::{Access, Tensor, View, Wgpu, padded_bytes, text};
+use crate::element::{Element, ElementType};
+use crate::error::{Error, Result};
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// A compiled kernel.
+#[derive(Debug, Clone)]
+pub(super) struct Pipeline {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+/// One bound buffer.
+pub(crate) struct Binding<'a> {
+    name: &'static str,
+    tensor: Tensor,
+    access: Access,
+    buffer: &'a wgpu::Buffer,
+    /// Bytes of the buffer in use.
+    range: Range<u64>,
+}
+
+impl<'a> Binding<'a> {
+    /// Elements, read.
+    pub(crate) fn read<E: Element>(name: &'static str, view: View<'a, E>) -> Self {
+        Self {
+            name,
+            tensor: Tensor::Elements(E::TYPE),
+            access: Access::Read,
+            buffer: view.buffer,
+            range: view.bytes(),
+        }
+    }
+
+    /// Elements, written.
+    pub(crate) fn write<E: Element>(name: &'static str, view: View<'a, E>) -> Self {
+        Self { access: Access::ReadWrite, ..Self::read(name, view) }
+    }
+
+    /// Ids, read or written.
+    pub(crate) fn ids(name: &'static str, access: Access, view: View<'a, i32>) -> Self {
+        Self { name, tensor: Tensor::Ids, access, buffer: view.buffer, range: view.bytes() }
+    }
+
+    /// All of a buffer whose element type is known only at run time, read.
+    pub(crate) fn elements(name: &'static str, element: ElementType, buffer: &'a wgpu::Buffer) -> Self {
+        Self {
+            name,
+            tensor: Tensor::Elements(element),
+            access: Access::Read,
+            buffer,
+            range: 0..buffer.size(),
+        }
+    }
+
+    /// All of a buffer as a table.
+    pub(crate) fn table(
+        name: &'static str,
+        ty: &'static str,
+        access: Access,
+        buffer: &'a wgpu::Buffer,
+    ) -> Self {
+        Self { name, tensor: Tensor::Table(ty), access, buffer, range: 0..buffer.size() }
+    }
+
+    /// The status word.
+    pub(crate) fn status(wgpu: &'a Wgpu) -> Self {
+        Self::table("status", "atomic<u32>", Access::ReadWrite, wgpu.status_buffer())
+    }
+
+    /// Bytes into the binding where the view begins, since bindings start at the device's alignment.
+    fn lead(&self, alignment: u64) -> u64 {
+        self.range.start % alignment
+    }
+}
+
+/// A launch, complete but for the encoder.
+pub(crate) struct Launch<'a> {
+    /// The operation, for messages.
+    pub(crate) op: &'static str,
+    /// The kernel's entry point.
+    pub(crate) entry: &'static str,
+    /// Text behind the header and `common.wgsl`.
+    pub(crate) body: &'a [&'static str],
+    /// Compile-time sizes.
+    pub(crate) constants: &'a [(&'static str, u32)],
+    /// Run-time sizes. `groups`, and `NAME_first` for every binding NAME of elements, are added.
+    pub(crate) params: &'a [(&'static str, u32)],
+    /// In the order of their binding numbers.
+    pub(crate) bindings: &'a [Binding<'a>],
+    /// Workgroups.
+    pub(crate) groups: u32,
+}
+
+const COMMON: &str = include_str!("../../../shaders/common.wgsl");
+
+impl Wgpu {
+    /// Records a dispatch into the caller's encoder.
+    pub(crate) fn launch(&self, encoder: &mut wgpu::CommandEncoder, launch: &Launch) -> Result<()> {
+        self.alive()?;
+        if launch.groups == 0 {
+            return Ok(());
+        }
+        let alignment = u64::from(self.limits().min_storage_buffer_offset_alignment);
+        let mut params: Vec<(Cow<'static, str>, u32)> =
+            launch.params.iter().map(|&(n, v)| (n.into(), v)).collect();
+        params.push(("groups".into(), launch.groups));
+        for binding in launch.bindings {
+            if let Some(bytes) = binding.tensor.element_bytes() {
+                let first = binding.lead(alignment) / bytes as u64;
+                params.push((format!("{}_first", binding.name).into(), first as u32));
+            }
+        }
+        self.check_bindings(launch, alignment)?;
+        let pipeline = self.pipeline(launch, &params)?;
+        let uniform = self.uniform(&params);
+        let mut entries: Vec<wgpu::BindGroupEntry> = Vec::with_capacity(launch.bindings.len() + 1);
+        for (index, binding) in launch.bindings.iter().enumerate() {
+            let offset = binding.range.start - binding.lead(alignment);
+            let size = (binding.range.end - offset).next_multiple_of(4).max(4);
+            let buffer =
+                wgpu::BufferBinding { buffer: binding.buffer, offset, size: std::num::NonZeroU64::new(size) };
+            entries.push(wgpu::BindGroupEntry {
+                binding: index as u32,
+                resource: wgpu::BindingResource::Buffer(buffer),
+            });
+        }
+        let binding = launch.bindings.len() as u32;
+        entries.push(wgpu::BindGroupEntry { binding, resource: uniform.as_entire_binding() });
+        let descriptor = wgpu::BindGroupDescriptor {
+            label: Some(launch.entry),
+            layout: &pipeline.layout,
+            entries: &entries,
+        };
+        let group = self.device().create_bind_group(&descriptor);
+        let [x, y] = self.grid_of(launch)?;
+        let descriptor = wgpu::ComputePassDescriptor { label: Some(launch.entry), timestamp_writes: None };
+        let mut pass = encoder.begin_compute_pass(&descriptor);
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.dispatch_workgroups(x, y, 1);
+        Ok(())
+    }
+
+    /// Two dimensions where one is not enough; kernels flatten them.
+    fn grid_of(&self, launch: &Launch) -> Result<[u32; 2]> {
+        let most = self.limits().max_compute_workgroups_per_dimension;
+        let (x, y) =
+            if launch.groups <= most { (launch.groups, 1) } else { (most, launch.groups.div_ceil(most)) };
+        if y > most {
+            let expected = format!("at most {most} * {most} workgroups");
+            return Err(Error::argument(
+                launch.op,
+                "tokens",
+                expected,
+                format!("{} workgroups", launch.groups),
+            ));
+        }
+        Ok([x, y])
+    }
+
+    /// What wgpu would refuse later, in our words and in time.
+    fn check_bindings(&self, launch: &Launch, alignment: u64) -> Result<()> {
+        let most = self.limits().max_storage_buffer_binding_size;
+        for (i, binding) in launch.bindings.iter().enumerate() {
+            let size = binding.range.end - binding.range.start + binding.lead(alignment);
+            if size > most {
+                let expected = format!("at most the device's binding limit of {most} bytes");
+                return Err(Error::argument(launch.op, binding.name, expected, format!("{size} bytes")));
+            }
+            for other in &launch.bindings[i + 1..] {
+                let writes = binding.access == Access::ReadWrite || other.access == Access::ReadWrite;
+                if writes && binding.buffer == other.buffer {
+                    let expected = format!("another buffer than {}'s (one of them is written)", other.name);
+                    return Err(Error::argument(launch.op, binding.name, expected, "the same buffer"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Parameters in a buffer of their own: safe for any number of layers in one encoder.
+    fn uniform(&self, params: &[(Cow<'static, str>, u32)]) -> wgpu::Buffer {
+        let words: Vec<u32> = params.iter().map(|(_, value)| *value).collect();
+        let bytes = padded_bytes(&words);
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some("params"),
+            size: (bytes.len() as u64).next_multiple_of(16),
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        };
+        let buffer = self.device().create_buffer(&descriptor);
+        self.queue().write_buffer(&buffer, 0, &bytes);
+        buffer
+    }
+
+    /// The kernel for this text, compiled once per device.
+    fn pipeline(&self, launch: &Launch, params: &[(Cow<'static, str>, u32)]) -> Result<Pipeline> {
+        let text = launch.text(params);
+        let key = format!("{}\n{text}", launch.entry);
+        let mut pipelines = self.shared.pipelines.lock().unwrap_or_else(|p| p.into_inner());
+        if let Some(found) = pipelines.get(&key) {
+            return Ok(found.clone());
+        }
+        let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = self.compile(launch, text);
+        if let Some(error) = super::block_on(scope.pop()) {
+            return Err(self.failed(format!("{}: kernel refused: {error}", launch.entry)));
+        }
+        pipelines.insert(key, made.clone());
+        Ok(made)
+    }
+
+    fn compile(&self, launch: &Launch, text: String) -> Pipeline {
+        let device = self.device();
+        let source = wgpu::ShaderSource::Wgsl(text.into());
+        let module =
+            device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(launch.op), source });
+        let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries: Vec<wgpu::BindGroupLayoutEntry> = Vec::new();
+        for (i, b) in launch.bindings.iter().enumerate() {
+            entries.push(entry(i, wgpu::BufferBindingType::Storage { read_only: b.access == Access::Read }));
+        }
+        entries.push(entry(launch.bindings.len(), wgpu::BufferBindingType::Uniform));
+        let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(launch.entry), entries: &entries };
+        let layout = device.create_bind_group_layout(&descriptor);
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(launch.entry),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(launch.entry),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(launch.entry),
+            // Every kernel writes its workgroup memory before it reads it.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Pipeline { pipeline, layout }
+    }
+}
+
+impl Launch<'_> {
+    /// The whole text that is compiled.
+    fn text(&self, params: &[(Cow<'static, str>, u32)]) -> String {
+        let mut text = String::new();
+        text::declare_constants(&mut text, self.constants);
+        for (index, b) in self.bindings.iter().enumerate() {
+            text::declare(&mut text, index, b.name, b.tensor, b.access);
+        }
+        text::declare_params(&mut text, self.bindings.len(), params);
+        text.push_str(COMMON);
+        self.body.iter().for_each(|part| text.push_str(part));
+        text
+    }
+}

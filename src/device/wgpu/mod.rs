@@ -1,0 +1,311 @@
+//! WebGPU: any adapter that wgpu finds, or the engine's own device and queue.
+
+mod launch;
+mod plan;
+mod pool;
+mod text;
+mod view;
+
+pub use plan::Plan;
+pub use pool::Pool;
+pub use view::View;
+
+pub(crate) use launch::{Binding, Launch};
+pub(crate) use plan::{Layout, TILE_ROUTES};
+pub(crate) use text::{Access, Tensor};
+
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+/// A WebGPU device. Cheap to clone; clones share pipelines, and the status word unless asked otherwise.
+///
+/// Every operation records into the caller's encoder, submits nothing and waits for nothing.
+#[derive(Debug, Clone)]
+pub struct Wgpu {
+    shared: Arc<Shared>,
+    status: wgpu::Buffer,
+    batch_invariant: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    info: wgpu::AdapterInfo,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    limits: wgpu::Limits,
+    pipelines: Mutex<HashMap<String, launch::Pipeline>>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// What kernels saw and skipped since the word was last taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status(u32);
+
+impl Status {
+    /// An id at or above `experts`, or below -1.
+    pub const ID_OUT_OF_RANGE: Self = Self(1);
+    /// A slot that was empty, evicted or replaced when the plan's ids were made.
+    pub const STALE_SLOT: Self = Self(2);
+    /// A NaN or infinite score; its token selected nothing.
+    pub const SCORE_NOT_FINITE: Self = Self(4);
+    /// Experts of different ranks in one token of a `RankSum`; the token got no delta.
+    pub const UNEQUAL_RANKS: Self = Self(8);
+
+    /// Nothing was skipped.
+    pub fn is_ok(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether this happened.
+    pub fn contains(self, what: Self) -> bool {
+        self.0 & what.0 == what.0
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = [
+            (Self::ID_OUT_OF_RANGE, "id out of range"),
+            (Self::STALE_SLOT, "stale slot"),
+            (Self::SCORE_NOT_FINITE, "score not finite"),
+            (Self::UNEQUAL_RANKS, "unequal ranks"),
+        ];
+        let found: Vec<&str> =
+            names.iter().filter(|(s, _)| self.contains(*s)).map(|(_, name)| *name).collect();
+        f.write_str(if found.is_empty() { "ok".to_string() } else { found.join(", ") }.as_str())
+    }
+}
+
+impl Wgpu {
+    /// The adapter that wgpu prefers: a discrete GPU first, a software driver last.
+    pub fn new() -> Result<Self> {
+        let mut found = Self::adapters();
+        found.sort_by_key(|a| match a.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        });
+        let adapter = found.first().ok_or_else(|| Error::Device {
+            device: "wgpu".into(),
+            reason: "expected a Vulkan, Metal, DX12 or OpenGL driver, found no adapter".into(),
+        })?;
+        Self::open(adapter)
+    }
+
+    /// Every adapter of this machine.
+    pub fn adapters() -> Vec<wgpu::Adapter> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
+        block_on(instance.enumerate_adapters(backends))
+    }
+
+    /// A device of its own on this adapter, with the adapter's limits.
+    pub fn open(adapter: &wgpu::Adapter) -> Result<Self> {
+        let info = adapter.get_info();
+        let lost = |reason: String| Error::Device { device: format!("wgpu {}", info.name), reason };
+        let features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("molora"),
+            required_features: features,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) =
+            block_on(adapter.request_device(&descriptor)).map_err(|e| lost(e.to_string()))?;
+        // What no check of ours foresaw (memory, a lost device) is kept for the next call instead of a panic.
+        let failure = Arc::new(Mutex::new(None));
+        let (on_error, on_loss) = (failure.clone(), failure.clone());
+        device.on_uncaptured_error(Arc::new(move |e| keep(&on_error, e.to_string())));
+        device.set_device_lost_callback(move |reason, text| {
+            keep(&on_loss, format!("device lost: {reason:?} {text}"))
+        });
+        Ok(Self::assemble(info, device, queue, failure))
+    }
+
+    /// The engine's own device and queue. Its error handlers stay the engine's.
+    pub fn from_device(info: wgpu::AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::assemble(info, device, queue, Arc::default())
+    }
+
+    fn assemble(
+        info: wgpu::AdapterInfo,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        failure: Arc<Mutex<Option<String>>>,
+    ) -> Self {
+        let limits = device.limits();
+        let status = status_buffer(&device);
+        let shared = Shared { info, device, queue, limits, pipelines: Mutex::default(), failure };
+        Self { shared: Arc::new(shared), status, batch_invariant: false }
+    }
+
+    /// The same device with a status word of its own, so that a layer's troubles are told from another's.
+    pub fn with_own_status(&self) -> Self {
+        Self { status: status_buffer(&self.shared.device), ..self.clone() }
+    }
+
+    /// One form for every batch size: the same bits for a token alone and in any batch, slower for few tokens.
+    pub fn batch_invariant(&self, on: bool) -> Self {
+        Self { batch_invariant: on, ..self.clone() }
+    }
+
+    /// Whether one form is fixed.
+    pub(crate) fn is_batch_invariant(&self) -> bool {
+        self.batch_invariant
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.shared.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.shared.queue
+    }
+
+    /// The limits that the device was made with.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.shared.limits
+    }
+
+    /// Name, driver and kind of the adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.shared.info
+    }
+
+    /// The adapter's name, driver and backend in a line.
+    pub fn describe(&self) -> String {
+        let wgpu::AdapterInfo { name, driver, driver_info, backend, .. } = self.info();
+        format!("{name} ({backend}, {driver} {driver_info})")
+    }
+
+    /// A fresh encoder, for callers that have none.
+    pub fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("molora") })
+    }
+
+    /// A storage buffer that holds `values`; copies.
+    pub fn upload<T: bytemuck::Pod>(&self, values: &[T]) -> Result<wgpu::Buffer> {
+        let buffer = self.storage("upload", std::mem::size_of_val(values) as u64)?;
+        self.queue().write_buffer(&buffer, 0, &padded_bytes(values));
+        Ok(buffer)
+    }
+
+    /// A zeroed storage buffer of at least `bytes`.
+    pub(crate) fn storage(&self, label: &'static str, bytes: u64) -> Result<wgpu::Buffer> {
+        self.alive()?;
+        let size = bytes.next_multiple_of(4).max(16);
+        let most = self.limits().max_buffer_size;
+        if size > most {
+            return Err(Error::argument("wgpu", label, format!("at most {most} bytes in one buffer"), size));
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        Ok(self.device().create_buffer(&descriptor))
+    }
+
+    /// The first `len` elements of a buffer; copies and waits.
+    pub fn download<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer, len: usize) -> Result<Vec<T>> {
+        self.alive()?;
+        let bytes = ((len * size_of::<T>()) as u64).next_multiple_of(4);
+        if bytes > buffer.size() {
+            let most = buffer.size();
+            return Err(Error::argument(
+                "download",
+                "len",
+                format!("at most the buffer's {most} bytes"),
+                bytes,
+            ));
+        }
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some("download"), size: bytes, usage, mapped_at_creation: false };
+        let staging = self.device().create_buffer(&descriptor);
+        let mut encoder = self.encoder();
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+        self.queue().submit([encoder.finish()]);
+        let (tell, told) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |r| drop(tell.send(r)));
+        self.wait()?;
+        let failed = |e: String| self.failed(e);
+        told.recv().map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+        let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
+        let mut values = vec![T::zeroed(); len];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&view[..len * size_of::<T>()]);
+        Ok(values)
+    }
+
+    /// Waits until the queue is empty.
+    pub fn wait(&self) -> Result<()> {
+        self.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.failed(e.to_string()))?;
+        self.alive()
+    }
+
+    /// Reads the status word and clears it; submits and waits.
+    pub fn take_status(&self) -> Result<Status> {
+        let word = self.download::<u32>(&self.status, 1)?[0];
+        self.queue().write_buffer(&self.status, 0, &[0; 4]);
+        Ok(Status(word))
+    }
+
+    /// The status word, for kernels.
+    pub(crate) fn status_buffer(&self) -> &wgpu::Buffer {
+        &self.status
+    }
+
+    /// Refuses a device that failed since it was opened.
+    pub(crate) fn alive(&self) -> Result<()> {
+        match &*self.shared.failure.lock().unwrap_or_else(|p| p.into_inner()) {
+            None => Ok(()),
+            Some(reason) => Err(self.failed(reason.clone())),
+        }
+    }
+
+    fn failed(&self, reason: String) -> Error {
+        Error::Device { device: format!("wgpu {}", self.info().name), reason }
+    }
+}
+
+fn status_buffer(device: &wgpu::Device) -> wgpu::Buffer {
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+    let descriptor =
+        wgpu::BufferDescriptor { label: Some("status"), size: 16, usage, mapped_at_creation: false };
+    device.create_buffer(&descriptor)
+}
+
+/// The first failure is the cause of the rest.
+fn keep(failure: &Mutex<Option<String>>, text: String) {
+    failure.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(text);
+}
+
+/// Bytes of a slice, padded to whole words as buffer writes demand.
+pub(crate) fn padded_bytes<T: bytemuck::Pod>(values: &[T]) -> std::borrow::Cow<'_, [u8]> {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    if bytes.len().is_multiple_of(4) {
+        return bytes.into();
+    }
+    let mut padded = bytes.to_vec();
+    padded.resize(bytes.len().next_multiple_of(4), 0);
+    padded.into()
+}
+
+/// wgpu's futures are ready at the first polls on native targets; no executor is needed.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::yield_now(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The pool on a WebGPU device: one buffer per factor, and a table of slots whose address never changes.
+
+use super::{Wgpu, padded_bytes};
+use crate::adapter::{
+    Lora,
+    slots::{PoolSizes, Slot, Slots, pack},
+};
+use crate::element::{Element, ElementType};
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+
+/// Rows start at whole 16-byte steps of the widest element's reader.
+const ROW_STEP: usize = 8;
+
+/// Adapters of one linear layer in device memory.
+///
+/// Changes go through the queue: they take effect before the commands of the next submission. A kernel that was
+/// recorded with an older plan skips slots that changed since and sets the status word.
+#[derive(Debug)]
+pub struct Pool {
+    slots: Slots,
+    wgpu: Wgpu,
+    table: wgpu::Buffer,
+    a: wgpu::Buffer,
+    b: wgpu::Buffer,
+}
+
+impl Pool {
+    /// An empty pool; its memory is taken now.
+    pub fn new(wgpu: &Wgpu, sizes: PoolSizes) -> Result<Self> {
+        let slots = Slots::new(sizes)?;
+        let factor = |label: &'static str, stride: usize| -> Result<wgpu::Buffer> {
+            let bytes = (sizes.rank_capacity * stride * sizes.element.bytes()) as u64;
+            let most = wgpu.limits().max_storage_buffer_binding_size;
+            if bytes > most {
+                let expected = format!("at most the device's binding limit of {most} bytes");
+                return Err(Error::argument("pool", label, expected, format!("{bytes} bytes")));
+            }
+            wgpu.storage(label, bytes)
+        };
+        let a = factor("lora_a", sizes.in_features.next_multiple_of(ROW_STEP))?;
+        let b = factor("lora_b", sizes.out_features.next_multiple_of(ROW_STEP))?;
+        let table = wgpu.storage("slots", (sizes.experts * size_of::<Slot>()) as u64)?;
+        Ok(Self { slots, wgpu: wgpu.clone(), table, a, b })
+    }
+
+    /// Slots, free ranks and the clock.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Puts an adapter into the lowest empty slot and returns its id.
+    pub fn add(&mut self, lora: &Lora) -> Result<usize> {
+        let slot = self.slots.first_empty()?;
+        self.put(slot, lora)?;
+        Ok(slot)
+    }
+
+    /// Puts an adapter into an empty slot.
+    pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
+        self.wgpu.alive()?;
+        self.slots.sizes().check_lora(lora)?;
+        let at = self.slots.insert(slot, lora.rank(), lora.scaling())?;
+        match self.slots.sizes().element {
+            ElementType::F32 => self.write::<f32>(at, lora),
+            ElementType::F16 => self.write::<f16>(at, lora),
+            ElementType::Bf16 => self.write::<bf16>(at, lora),
+        }
+        self.write_slot(slot);
+        Ok(())
+    }
+
+    /// Empties a slot. Kernels recorded with an older plan skip it and set the status word.
+    pub fn evict(&mut self, slot: usize) -> Result<()> {
+        self.slots.evict(slot)?;
+        self.write_slot(slot);
+        Ok(())
+    }
+
+    fn write<E: Element>(&self, at: Slot, lora: &Lora) {
+        let (a, b) = pack::<E>(lora, self.a_stride(), self.b_stride());
+        let write = |buffer: &wgpu::Buffer, stride: usize, rows: &[E]| {
+            let offset = at.row as usize * stride * size_of::<E>();
+            self.wgpu.queue().write_buffer(buffer, offset as u64, &padded_bytes(rows));
+        };
+        write(&self.a, self.a_stride(), &a);
+        write(&self.b, self.b_stride(), &b);
+    }
+
+    fn write_slot(&self, slot: usize) {
+        let offset = (slot * size_of::<Slot>()) as u64;
+        self.wgpu.queue().write_buffer(&self.table, offset, bytemuck::bytes_of(&self.slots.slots()[slot]));
+    }
+
+    /// Elements from one row of A to the next.
+    pub(crate) fn a_stride(&self) -> usize {
+        self.slots.sizes().in_features.next_multiple_of(ROW_STEP)
+    }
+
+    /// Elements from one row of B transposed to the next.
+    pub(crate) fn b_stride(&self) -> usize {
+        self.slots.sizes().out_features.next_multiple_of(ROW_STEP)
+    }
+
+    /// A, `[rank_capacity, a_stride]`.
+    pub(crate) fn a(&self) -> &wgpu::Buffer {
+        &self.a
+    }
+
+    /// B transposed, `[rank_capacity, b_stride]`.
+    pub(crate) fn b(&self) -> &wgpu::Buffer {
+        &self.b
+    }
+
+    /// The slots.
+    pub(crate) fn table(&self) -> &wgpu::Buffer {
+        &self.table
+    }
+
+    /// Slots that hold an adapter.
+    pub(crate) fn live(&self) -> usize {
+        self.slots.slots().iter().filter(|s| s.rank > 0).count()
+    }
+}

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# The one test command, here and in CI. `tests/run.sh` stays under 30 minutes on two cores; `--long` adds the long
+# tables of cases, OpenGL, clippy of every feature combination and the demo. No GPU is needed.
+#
+# Every step runs even after a failure; a table of results and seconds closes the run; any failure fails the run.
+# MOLORA_REQUIRE names the devices that a run must find: a wrong driver path is then a failure and not a quiet pass.
+# shellcheck disable=SC2317  # the functions below are called through `step`
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+long=
+case "${1-}" in
+    '') ;;
+    --long) long=yes ;;
+    *) echo "usage: tests/run.sh [--long]" >&2; exit 2 ;;
+esac
+
+names=() results=() seconds=() failed=0
+step() { # step NAME COMMAND...
+    local name=$1 begin=$SECONDS result=ok
+    shift
+    printf '\n=== %s: %s\n' "$name" "$*"
+    "$@" </dev/null || { result=FAILED; failed=1; printf '=== %s: FAILED\n' "$name"; }
+    names+=("$name") results+=("$result") seconds+=($((SECONDS - begin)))
+}
+table() {
+    printf '\n%-34s %-7s %7s\n' step result seconds
+    local i
+    for i in "${!names[@]}"; do printf '%-34s %-7s %7d\n' "${names[i]}" "${results[i]}" "${seconds[i]}"; done
+    printf '%-34s %-7s %7d\n' all "$([ $failed = 0 ] && echo ok || echo FAILED)" "$SECONDS"
+}
+
+# One Vulkan driver for one command: both spellings, as old and new loaders read different ones.
+# A display server or a real GPU must not get in between.
+software() { env -u DISPLAY -u WAYLAND_DISPLAY LIBGL_ALWAYS_SOFTWARE=1 XDG_RUNTIME_DIR="$PWD/target/drivers/run" "$@"; }
+# No OpenGL beside it either: that would be a second adapter, under the same name on llvmpipe.
+vulkan() { # vulkan MANIFEST COMMAND...
+    local icd
+    icd=$(realpath -e "$1") || return 1
+    shift
+    software WGPU_BACKEND=vulkan __EGL_VENDOR_LIBRARY_FILENAMES=/none \
+        VK_DRIVER_FILES="$icd" VK_ICD_FILENAMES="$icd" "$@"
+}
+# shellcheck disable=SC2206  # the name of Mesa's manifest carries the architecture: a glob finds it
+lavapipe_icd=(/usr/share/vulkan/icd.d/lvp_icd*.json)
+lavapipe() { vulkan "${lavapipe_icd[0]}" MOLORA_REQUIRE=cpu,lavapipe "$@"; }
+swiftshader() { vulkan target/drivers/swiftshader/vk_swiftshader_icd.json MOLORA_REQUIRE=cpu,swiftshader "$@"; }
+# No Vulkan driver at all: whatever runs, runs on OpenGL (EGL surfaceless on llvmpipe).
+opengl() { software WGPU_BACKEND=gl VK_DRIVER_FILES=/none VK_ICD_FILENAMES=/none MOLORA_REQUIRE=cpu,opengl "$@"; }
+
+combination() { cargo clippy -p molora "$@" -- -D warnings; }
+document() { RUSTDOCFLAGS='-D warnings' cargo doc -p molora --no-deps --all-features; }
+# Always the whole workspace: with `-p`, cargo settles on other features of the dependencies and compiles them anew.
+suite=(cargo test --workspace --tests --no-fail-fast)
+dump_shaders() {
+    rm -rf target/tint/wgsl && cargo build -q --workspace --examples &&
+        "${CARGO_TARGET_DIR:-target}/debug/examples/dump_shaders" target/tint/wgsl
+}
+demo() {
+    lavapipe cargo run -q --release -p molora-cli --bin molora -- demo --json >target/demo.json &&
+        cat target/demo.json && node -e 'JSON.parse(require("fs").readFileSync("target/demo.json", "utf8"))'
+}
+
+step drivers tests/drivers.sh
+[ $failed = 0 ] || { table; exit 1; } # nothing below means anything without the drivers
+install -d -m 700 target/drivers/run
+
+step fmt cargo fmt --all --check
+step clippy cargo clippy --workspace --all-targets -- -D warnings
+# The library alone: a member of the workspace may switch features on for all.
+step 'build without features' combination --no-default-features
+step 'build with cuda' combination --features cuda
+step 'build with cuda alone' combination --no-default-features --features cuda
+step documentation document
+step 'tests on lavapipe' lavapipe "${suite[@]}"
+step 'tests on SwiftShader' swiftshader "${suite[@]}"
+step 'doc tests' lavapipe cargo test --workspace --doc
+step 'Tint can fail' node tests/tint/check.mjs --self-test
+step 'dump the shaders' dump_shaders
+step 'Tint' node tests/tint/check.mjs target/tint/wgsl
+
+if [ -n "$long" ]; then
+    # Ignored tests stay ignored: they are absent hardware and known issues, and fail by definition.
+    step 'long tests on lavapipe' lavapipe MOLORA_LONG=1 "${suite[@]}"
+    step 'long tests on SwiftShader' swiftshader MOLORA_LONG=1 "${suite[@]}"
+    step 'tests on OpenGL' opengl "${suite[@]}"
+    step 'clippy without features' combination --all-targets --no-default-features
+    step 'clippy with cuda' combination --all-targets --features cuda
+    step 'clippy with cuda alone' combination --all-targets --no-default-features --features cuda
+    step demo demo
+fi
+table
+exit $failed
