@@ -17,7 +17,7 @@ pub enum Op {
     Expand,
     /// The frozen product.
     Base,
-    /// Plan, shrink and expand added to y.
+    /// The layer's experts alone, added to y.
     Delta,
     /// Base product and experts.
     Layer,
@@ -91,7 +91,7 @@ pub struct Case {
     pub routing: Routing,
     /// What the experts' products become.
     pub output: Output,
-    /// Expand and delta: add to y instead of overwriting it.
+    /// Expand: add to y instead of overwriting it. Delta always does.
     pub accumulate: bool,
     /// Base, layer and route: with a bias.
     pub bias: bool,
@@ -118,7 +118,7 @@ impl Case {
             out_features: if op.uses().out_features { 64 } else { 8 },
             routing: Routing::Uniform,
             output: Output::Sum,
-            accumulate: false,
+            accumulate: matches!(op, Op::Delta),
             bias: false,
             weighting: Weighting::SoftmaxSelected,
             padding: 0,

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use molora::adapter::Lora;
 use molora::element::ElementType;
 use molora::error::Result;
+use molora::layer::Rows;
 use molora::ops::route::LinearRouter;
 use molora::ops::{Expert, Output, base, expand, plan, route, shrink};
 
@@ -68,7 +69,7 @@ impl Inputs {
             _ => topk_ids(case, &mut rng("ids")),
         };
         let mut weights = rng("weights");
-        let topk_weights = topk_ids.iter().map(|_| weights.unit()).collect();
+        let topk_weights = topk_ids.iter().map(|_| 0.05 + weights.unit()).collect();
         let experts = match uses.adapters {
             true => experts(case, &mut rng("experts")),
             false => Vec::new(),
@@ -127,6 +128,12 @@ impl Inputs {
         let Case { tokens, in_features, out_features, padding, .. } = self.case;
         let (x_stride, y_stride) = (in_features + padding, out_features + padding);
         base::Sizes { tokens, in_features, out_features, x_stride, y_stride }
+    }
+
+    /// The rows of the case's layer.
+    pub fn layer_rows(&self) -> Rows {
+        let base::Sizes { tokens, x_stride, y_stride, .. } = self.base_sizes();
+        Rows { tokens, x_stride, y_stride }
     }
 
     /// The sizes of the case's routing.

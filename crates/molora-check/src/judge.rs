@@ -116,11 +116,13 @@ pub fn compare_rows<T: Element>(
         let norms = compare_row(expected, row, got, &mut verdict, &mut wrong);
         let relative = if norms.error == 0.0 { 0.0 } else { norms.error / norms.want };
         // `!(a <= b)`: NaN is worse than every limit.
-        if expected.width >= WIDE && norms.want > 0.0 {
+        if norms.elements >= WIDE && norms.want > 0.0 {
             if !(relative <= verdict.worst_row.1) {
                 verdict.worst_row = (row, relative);
             }
-            let limit = row_limit(T::TYPE) * (1.0 + norms.between / norms.want);
+            // The second part is for numbers below the element's normal ones.
+            let smallest = unit_in_last_place(T::TYPE, 0.0) * (expected.width as f64).sqrt();
+            let limit = row_limit(T::TYPE) * (1.0 + norms.between / norms.want) + smallest / norms.want;
             if !(relative <= limit) && wrong.is_empty() {
                 wrong.push(format!("row {row}: relative L2 error {relative:.2e}, limit {limit:.1e}"));
             }
@@ -138,9 +140,10 @@ pub fn compare_rows<T: Element>(
     }
 }
 
-/// L2 norms over one row.
+/// L2 norms over one row's elements.
 #[derive(Default)]
 struct Norms {
+    elements: usize,
     error: f64,
     want: f64,
     between: f64,
@@ -162,6 +165,7 @@ fn compare_row<T: Element>(
         }
         let error = (got - want).abs();
         let between = expected.between.get(i).map_or(0.0, |&v| f64::from(v));
+        squares.elements += 1;
         squares.error += error * error;
         squares.want += want * want;
         squares.between += between * between;
@@ -181,7 +185,12 @@ fn compare_row<T: Element>(
             ));
         }
     }
-    Norms { error: squares.error.sqrt(), want: squares.want.sqrt(), between: squares.between.sqrt() }
+    Norms {
+        error: squares.error.sqrt(),
+        want: squares.want.sqrt(),
+        between: squares.between.sqrt(),
+        ..squares
+    }
 }
 
 /// Guards, padding and elements that the call does not own hold the bytes that they held.

@@ -35,7 +35,7 @@ impl Case {
         parts.extend(uses.routing.then(|| self.routing.name().into()));
         parts.extend((self.output != Output::Sum).then(|| self.output.name().into()));
         parts.extend((self.op == Op::Route).then(|| self.weighting.name().into()));
-        parts.extend(self.accumulate.then(|| "add".into()));
+        parts.extend((self.accumulate && self.op != Op::Delta).then(|| "add".into()));
         parts.extend(self.bias.then(|| "bias".into()));
         parts.extend((self.padding > 0).then(|| format!("pad{}", self.padding)));
         parts.extend((self.seed > 0).then(|| format!("seed{}", self.seed)));

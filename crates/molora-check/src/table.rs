@@ -194,10 +194,8 @@ impl Table {
     fn delta(&mut self) {
         self.all_pairs(|c| c.ranks = MIXED.to_vec());
         for output in Output::ALL {
-            self.each(&[false, true], |c, accumulate| (c.output, c.accumulate) = (output, accumulate));
-            self.each(&[Routing::WithGaps, Routing::Repeated, Routing::EmptyExperts], |c, routing| {
-                (c.output, c.accumulate, c.routing) = (output, true, routing);
-            });
+            self.all_pairs(|c| c.output = output);
+            self.each(&Routing::ALL, |c, routing| (c.output, c.routing) = (output, routing));
         }
         self.each(&[0, 1, 2, 8, 64, 65], |c, tokens| c.tokens = tokens);
         self.add(|c| (c.in_features, c.out_features, c.tokens) = (2048, 768, 5));
@@ -208,6 +206,7 @@ impl Table {
         self.each(&Routing::ALL, |c, routing| (c.routing, c.ranks) = (routing, MIXED.to_vec()));
         self.each(&[0, 1, 2, 8, 33, 64, 65], |c, tokens| c.tokens = tokens);
         self.each(&[1, 4], |c, top_k| c.top_k = top_k);
+        self.all_pairs(|c| c.output = Output::RankSum);
         self.all_pairs(|c| (c.padding, c.in_features, c.out_features) = (4, 96, 34));
         self.add(|c| (c.in_features, c.out_features, c.tokens) = (1024, 256, 17));
     }
@@ -251,7 +250,7 @@ fn random(op: Op, rng: &mut Rng, seed: u64, (x, adapters): (ElementType, Element
     if uses.adapters {
         case.ranks = (0..1 + rng.below(5)).map(|_| 1 + rng.below(40)).collect();
         case.output = if op == Op::Layer { Output::Sum } else { Output::ALL[rng.below(3)] };
-        case.accumulate = matches!(op, Op::Expand | Op::Delta) && rng.below(2) == 1;
+        case.accumulate = op == Op::Delta || op == Op::Expand && rng.below(2) == 1;
     }
     if matches!(op, Op::Route | Op::Base | Op::Layer) {
         case.bias = rng.below(2) == 1;

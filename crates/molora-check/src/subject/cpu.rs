@@ -8,7 +8,9 @@ use bytemuck::Pod;
 use molora::adapter::slots::PoolSizes;
 use molora::device::Cpu;
 use molora::device::cpu::Pool;
+use molora::element::ElementType;
 use molora::error::Result;
+use molora::layer::{Base, MoeLora, Router, Routing};
 use molora::ops::plan::Plan;
 use std::time::Instant;
 
@@ -35,41 +37,66 @@ pub(crate) fn pool_sizes(case: &Case) -> PoolSizes {
     }
 }
 
+/// The smallest adapters there are: a plan reads only whether a slot holds one.
+pub(crate) fn plan_case(case: &Case) -> Case {
+    Case { ranks: vec![1], in_features: 1, out_features: 1, ..case.clone().element(ElementType::F32) }
+}
+
 /// A case with its adapters in place.
 struct Ready<'a> {
-    cpu: &'a Cpu,
     inputs: &'a Inputs,
-    pool: Pool,
+    layer: MoeLora<Cpu>,
     plan: Plan,
+    topk_ids: Vec<i32>,
+    topk_weights: Vec<f32>,
+    workspace: Vec<f32>,
 }
 
 impl<'a> Ready<'a> {
-    fn new(cpu: &'a Cpu, inputs: &'a Inputs) -> Result<Self> {
-        let mut pool = Pool::new(pool_sizes(&inputs.case))?;
+    fn new(cpu: &Cpu, inputs: &'a Inputs) -> Result<Self> {
+        let case = &inputs.case;
+        let mut pool = Pool::new(pool_sizes(case))?;
         for e in 0..inputs.experts.len() {
             pool.put(e, &inputs.lora(e)?)?;
         }
         let plan = cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
-        Ok(Self { cpu, inputs, pool, plan })
-    }
-
-    fn shrink(&self, h: &mut [f32]) -> Result<()> {
-        let sizes = self.inputs.shrink_sizes();
-        with_rows!(&self.inputs.x, x => {
-            self.cpu.shrink(&sizes, &self.plan, &self.pool, x.cells(), &self.inputs.topk_weights, h)
+        let layer = MoeLora::<Cpu>::new(cpu, pool, Router::External { top_k: case.top_k })?;
+        let layer = layer.with_output(case.output);
+        Ok(Self {
+            inputs,
+            plan,
+            topk_ids: inputs.topk_ids.clone(),
+            topk_weights: inputs.topk_weights.clone(),
+            workspace: vec![f32::NAN; layer.workspace_len(case.tokens)],
+            layer,
         })
     }
 
-    fn expand(&self, h: &[f32], accumulate: bool, y: &mut Tensor) -> Result<()> {
-        let sizes = molora::ops::expand::Sizes { accumulate, ..self.inputs.expand_sizes() };
-        let weights = &self.inputs.topk_weights;
-        with_rows!(y, y => self.cpu.expand(&sizes, &self.plan, &self.pool, h, weights, y.cells_mut()))
+    fn shrink(&self, h: &mut [f32]) -> Result<()> {
+        let (cpu, pool, sizes) = (self.layer.device(), self.layer.pool(), self.inputs.shrink_sizes());
+        with_rows!(&self.inputs.x, x => cpu.shrink(&sizes, &self.plan, pool, x.cells(), &self.topk_weights, h))
     }
 
-    fn delta(&mut self, accumulate: bool, h: &mut Guarded<f32>, y: &mut Tensor) -> Result<()> {
-        self.plan = self.cpu.plan(&self.inputs.plan_sizes(), &self.pool, &self.inputs.topk_ids)?;
-        self.shrink(h.cells_mut())?;
-        self.expand(h.cells(), accumulate, y)
+    fn expand(&self, y: &mut Tensor) -> Result<()> {
+        let (cpu, pool, sizes) = (self.layer.device(), self.layer.pool(), self.inputs.expand_sizes());
+        let h = self.inputs.h.cells();
+        with_rows!(y, y => cpu.expand(&sizes, &self.plan, pool, h, &self.topk_weights, y.cells_mut()))
+    }
+
+    /// The layer with its base product or without.
+    fn layer(&mut self, base: bool, y: &mut Tensor) -> Result<()> {
+        let inputs = self.inputs;
+        let routing = &mut Routing { topk_ids: &mut self.topk_ids, topk_weights: &mut self.topk_weights };
+        let (rows, workspace) = (inputs.layer_rows(), &mut self.workspace);
+        with_rows!(y, y => {
+            let (x, y) = (typed(&inputs.x), y.cells_mut());
+            if base {
+                let base = Base { weight: typed(&inputs.weight), bias: inputs.bias.as_ref().map(typed) };
+                self.layer.forward(&rows, base, x, routing, workspace, y)
+            } else {
+                self.layer.forward_delta(&rows, x, routing, workspace, y)
+            }
+        })
     }
 }
 
@@ -94,6 +121,10 @@ impl Subject for CpuSubject {
         format!("cpu: {}", self.cpu.describe())
     }
 
+    fn batch_invariant(&self) -> Box<dyn Subject> {
+        Box::new(Self { cpu: self.cpu.clone() })
+    }
+
     fn unsupported(&self, _case: &Case) -> Option<String> {
         None
     }
@@ -109,10 +140,8 @@ impl Subject for CpuSubject {
     }
 
     fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
-        // The smallest adapters there are: a plan reads only whether a slot holds one.
-        let case =
-            &Case { op: Op::Shrink, ranks: vec![1], in_features: 1, out_features: 1, ..inputs.case.clone() };
-        let mut pool = Pool::new(pool_sizes(case))?;
+        let case = plan_case(&inputs.case);
+        let mut pool = Pool::new(pool_sizes(&case))?;
         let lora = molora::adapter::Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
         let plan = self.cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
@@ -127,7 +156,7 @@ impl Subject for CpuSubject {
     }
 
     fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        Ready::new(&self.cpu, inputs)?.expand(inputs.h.cells(), inputs.case.accumulate, y)
+        Ready::new(&self.cpu, inputs)?.expand(y)
     }
 
     fn base(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
@@ -135,12 +164,11 @@ impl Subject for CpuSubject {
     }
 
     fn delta(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        Ready::new(&self.cpu, inputs)?.delta(inputs.case.accumulate, &mut inputs.empty_h(), y)
+        Ready::new(&self.cpu, inputs)?.layer(false, y)
     }
 
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        base(&self.cpu, inputs, y)?;
-        Ready::new(&self.cpu, inputs)?.delta(true, &mut inputs.empty_h(), y)
+        Ready::new(&self.cpu, inputs)?.layer(true, y)
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
@@ -164,15 +192,11 @@ impl Subject for CpuSubject {
             }
             Op::Expand => {
                 let ready = Ready::new(cpu, inputs)?;
-                timed(move || ready.expand(inputs.h.cells(), case.accumulate, &mut y))
+                timed(move || ready.expand(&mut y))
             }
-            Op::Delta => {
+            Op::Delta | Op::Layer => {
                 let mut ready = Ready::new(cpu, inputs)?;
-                timed(move || ready.delta(case.accumulate, &mut h, &mut y))
-            }
-            Op::Layer => {
-                let mut ready = Ready::new(cpu, inputs)?;
-                timed(move || base(cpu, inputs, &mut y).and_then(|()| ready.delta(true, &mut h, &mut y)))
+                timed(move || ready.layer(case.op == Op::Layer, &mut y))
             }
         })
     }

@@ -1,6 +1,8 @@
 //! A subject is a device with host memory in and out: what the tests, `verify` and the benches run cases on.
 
 mod cpu;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 use crate::Inputs;
 use crate::case::Case;
@@ -9,6 +11,8 @@ use molora::error::Result;
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
+#[cfg(feature = "wgpu")]
+pub use wgpu::WgpuSubject;
 
 /// The arrays of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +33,9 @@ pub trait Subject: Send + Sync {
 
     /// Which one, for people: `cpu: AVX2+FMA, 8 threads`.
     fn name(&self) -> String;
+
+    /// The same device with one form for every batch size, so that a token's bits never depend on its batch.
+    fn batch_invariant(&self) -> Box<dyn Subject>;
 
     /// Why the device cannot run a case; `None` where it can.
     fn unsupported(&self, case: &Case) -> Option<String>;
@@ -53,7 +60,7 @@ pub trait Subject: Send + Sync {
     /// The frozen product.
     fn base(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
-    /// Plan, shrink and expand.
+    /// The layer's experts alone, added to y.
     fn delta(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
     /// Base product and experts.
@@ -78,6 +85,8 @@ pub fn find() -> Found {
         Ok(cpu) => found.subjects.push(Box::new(cpu)),
         Err(e) => found.missing.push(e.to_string()),
     }
+    #[cfg(feature = "wgpu")]
+    wgpu::find(&mut found);
     if !cfg!(feature = "wgpu") {
         found.missing.push("wgpu: built without the feature `wgpu`".into());
     }
@@ -118,10 +127,9 @@ fn list(variable: &str) -> Vec<String> {
 /// `lavapipe` (Mesa's Vulkan in software, which calls itself llvmpipe) and `opengl`.
 pub fn matches(wanted: &str, name: &str) -> bool {
     let (wanted, name) = (wanted.to_lowercase(), name.to_lowercase());
-    let backend = name.rsplit(", ").next().unwrap_or_default();
     match wanted.as_str() {
-        "lavapipe" => name.contains("llvmpipe") && backend == "vulkan",
-        "opengl" => backend == "gl",
+        "lavapipe" => name.contains("llvmpipe") && name.contains("(vulkan"),
+        "opengl" => name.contains("(gl"),
         part => name.contains(part),
     }
 }
@@ -132,10 +140,13 @@ mod tests {
 
     #[test]
     fn well_known_names_are_found() {
-        let (vulkan, gl) = ("wgpu: llvmpipe (LLVM 15.0.7, 256 bits), Vulkan", "wgpu: llvmpipe (LLVM 15), Gl");
+        let (vulkan, gl) =
+            ("wgpu: llvmpipe (LLVM 15.0.7, 256 bits) (vulkan, llvmpipe)", "wgpu: llvmpipe (LLVM 15) (gl, )");
         assert!(matches("lavapipe", vulkan) && !matches("lavapipe", gl));
         assert!(matches("opengl", gl) && !matches("OpenGL", vulkan));
-        assert!(matches("WGPU", gl) && matches("swiftshader", "wgpu: SwiftShader Device (LLVM 10), Vulkan"));
+        assert!(
+            matches("WGPU", gl) && matches("swiftshader", "wgpu: SwiftShader Device (LLVM 10) (vulkan, x)")
+        );
         assert!(matches("cpu", &CpuSubject::new().unwrap().name()) && !matches("cuda", vulkan));
     }
 }
