@@ -216,6 +216,18 @@ impl Wgpu {
 
 #[cfg(feature = "wgpu")]
 impl device::Plan {
+    /// `sorted_routes` and `expert_offsets` in host memory; submits and waits.
+    pub fn download(&self, wgpu: &Wgpu) -> Result<(Vec<u32>, Vec<u32>)> {
+        let Sizes { experts, .. } = self.sizes;
+        if self.sizes.routes() == 0 {
+            return Ok((Vec::new(), vec![0; experts + 1]));
+        }
+        let words = wgpu.download::<u32>(&self.buffer, self.layout.words)?;
+        let expert_offsets = words[self.layout.at_offsets..][..experts + 1].to_vec();
+        let live = (expert_offsets[experts] as usize).min(self.sizes.routes());
+        Ok((words[self.layout.at_sorted..][..live].to_vec(), expert_offsets))
+    }
+
     /// Sizes and sections, as every kernel that reads a plan knows them.
     pub(crate) fn params(&self) -> Result<[(&'static str, u32); 15]> {
         let (s, l) = (&self.sizes, &self.layout);

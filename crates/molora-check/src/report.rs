@@ -1,0 +1,165 @@
+//! Times and the line a case: `case | us | GFLOP/s | GB/s | % of limit | x baseline`.
+
+use crate::case::{Case, Op};
+use crate::subject::{Subject, Timer};
+use crate::{Inputs, expect};
+use molora::error::Result;
+use molora::ops::Output;
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+/// What a case must do at least.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Work {
+    /// Additions and multiplications.
+    pub flops: f64,
+    /// Bytes that must be read or written once.
+    pub bytes: f64,
+}
+
+impl std::ops::Add for Work {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
+    }
+}
+
+/// Operations and bytes of a case: every input that a live route needs read once, every output written once.
+pub fn work(inputs: &Inputs) -> Work {
+    let case = &inputs.case;
+    let live: Vec<usize> = inputs.topk_ids.iter().filter_map(|&id| usize::try_from(id).ok()).collect();
+    let mut used = vec![false; case.experts];
+    live.iter().for_each(|&e| used[e] = true);
+    let ranks =
+        |experts: &mut dyn Iterator<Item = usize>| experts.map(|e| case.rank(e)).sum::<usize>() as f64;
+    let route_ranks = ranks(&mut live.iter().copied());
+    let pool_ranks = ranks(&mut (0..case.experts).filter(|&e| used[e]));
+    let h_bytes = 4.0
+        * match case.output {
+            Output::RankSum => route_ranks / case.top_k.max(1) as f64,
+            Output::Sum | Output::PerRoute => route_ranks,
+        };
+    let [tokens, input, output, experts] =
+        [case.tokens, case.in_features, case.out_features, case.experts].map(|n| n as f64);
+    let (x, a) = (case.x.bytes() as f64, case.adapters.bytes() as f64);
+    let routes = case.routes() as f64;
+    let plan = Work { flops: 0.0, bytes: 4.0 * (2.0 * routes + experts + 1.0) };
+    let shrink = Work {
+        flops: 2.0 * input * route_ranks,
+        bytes: tokens * input * x + pool_ranks * input * a + h_bytes,
+    };
+    let y_rows = case.output.y_rows(case.tokens, case.top_k) as f64;
+    let adds = if case.accumulate || case.op == Op::Layer { 2.0 } else { 1.0 };
+    let expand = Work {
+        flops: 2.0 * output * route_ranks,
+        bytes: h_bytes + pool_ranks * output * a + adds * y_rows * output * x,
+    };
+    let base = Work {
+        flops: 2.0 * tokens * input * output,
+        bytes: (input * output + tokens * (input + output)) * x,
+    };
+    match case.op {
+        Op::Route => Work {
+            flops: 2.0 * tokens * input * experts,
+            bytes: tokens * input * x + experts * input * 4.0 + routes * 8.0,
+        },
+        Op::Plan => plan,
+        Op::Shrink => shrink,
+        Op::Expand => expand,
+        Op::Base => base,
+        Op::Delta => plan + shrink + expand,
+        Op::Layer => plan + shrink + expand + base,
+    }
+}
+
+/// One line of results.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// The case with its device.
+    pub case: String,
+    /// The device's name.
+    pub device: String,
+    /// Median time of one call in microseconds.
+    pub latency_us_median: f64,
+    /// Operations a second, in 10^9.
+    pub gflop_per_s: f64,
+    /// Bytes a second, in 10^9.
+    pub gb_per_s: f64,
+    /// Share of the device's measured limit; none without a measurement of the limit.
+    pub limit_share: Option<f64>,
+    /// Baseline's time over this time.
+    pub baseline_ratio: Option<f64>,
+    /// What the baseline is: `definition`, or `base` for the base product alone.
+    pub baseline: &'static str,
+}
+
+/// The heading of the lines.
+pub const HEADING: &str = "case | us | GFLOP/s | GB/s | % of limit | x baseline";
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        write!(
+            f,
+            "{} | {:.1} | {:.1} | {:.1} | {} | {}",
+            self.case,
+            self.latency_us_median,
+            self.gflop_per_s,
+            self.gb_per_s,
+            or_dash(self.limit_share.map(|share| format!("{:.0}", share * 100.0))),
+            or_dash(self.baseline_ratio.map(|ratio| format!("{ratio:.2} ({})", self.baseline))),
+        )
+    }
+}
+
+/// Median time of one call: a warm-up, then `samples` samples that share `budget`.
+pub fn measure(timer: &mut Timer<'_>, samples: usize, budget: Duration) -> Result<Duration> {
+    let once = timer(1)?.max(Duration::from_nanos(100));
+    let samples = samples.max(1);
+    let calls = (budget.as_secs_f64() / samples as f64 / once.as_secs_f64()).clamp(1.0, 100_000.0) as u64;
+    let mut times = Vec::with_capacity(samples);
+    for _ in 0..samples {
+        times.push(timer(calls)?.div_f64(calls as f64));
+    }
+    times.sort();
+    Ok(times[samples / 2])
+}
+
+/// A time as a line. The baseline is the definition; beside a layer it is the base product alone.
+pub fn line(subject: &dyn Subject, inputs: &Inputs, time: Duration, budget: Duration) -> Result<Line> {
+    let (case, Work { flops, bytes }) = (&inputs.case, work(inputs));
+    let seconds = time.as_secs_f64();
+    let (baseline, base_time) = if case.op == Op::Layer {
+        let base = Inputs::new(&base_of(case));
+        ("base", Some(measure(&mut subject.timer(&base)?, 5, budget)?))
+    } else {
+        // Two billion operations of a definition are seconds of waiting for one number.
+        ("definition", (flops <= 2e9).then(|| expect::time(inputs)).transpose()?)
+    };
+    Ok(Line {
+        case: case.label(subject.kind()),
+        device: subject.name(),
+        latency_us_median: seconds * 1e6,
+        gflop_per_s: flops / seconds / 1e9,
+        gb_per_s: bytes / seconds / 1e9,
+        limit_share: None,
+        baseline_ratio: base_time.map(|base| base.as_secs_f64() / seconds),
+        baseline,
+    })
+}
+
+/// The base product alone of a layer's case.
+fn base_of(case: &Case) -> Case {
+    Case {
+        x: case.x,
+        adapters: case.x,
+        tokens: case.tokens,
+        in_features: case.in_features,
+        out_features: case.out_features,
+        bias: case.bias,
+        padding: case.padding,
+        seed: case.seed,
+        ..Case::new(Op::Base)
+    }
+}

@@ -1,0 +1,211 @@
+//! The CPU as a subject.
+
+use super::{PlanArrays, Subject, Timer};
+use crate::case::{Case, Op};
+use crate::guarded::{Guarded, Tensor};
+use crate::{Inputs, with_rows};
+use bytemuck::Pod;
+use molora::adapter::slots::PoolSizes;
+use molora::device::Cpu;
+use molora::device::cpu::Pool;
+use molora::element::ElementType;
+use molora::error::Result;
+use molora::layer::{Base, MoeLora, Router, Routing};
+use molora::ops::plan::Plan;
+use std::time::Instant;
+
+/// The CPU.
+pub struct CpuSubject {
+    cpu: Cpu,
+}
+
+impl CpuSubject {
+    /// With all threads.
+    pub fn new() -> Result<Self> {
+        Ok(Self { cpu: Cpu::new()? })
+    }
+}
+
+/// The case's adapters in a pool that has just the room.
+pub(crate) fn pool_sizes(case: &Case) -> PoolSizes {
+    PoolSizes {
+        in_features: case.in_features,
+        out_features: case.out_features,
+        experts: case.experts,
+        rank_capacity: (0..case.experts).map(|e| case.rank(e)).sum(),
+        element: case.adapters,
+    }
+}
+
+/// The smallest adapters there are: a plan reads only whether a slot holds one.
+pub(crate) fn plan_case(case: &Case) -> Case {
+    Case { ranks: vec![1], in_features: 1, out_features: 1, ..case.clone().element(ElementType::F32) }
+}
+
+/// A case with its adapters in place.
+struct Ready<'a> {
+    inputs: &'a Inputs,
+    layer: MoeLora<Cpu>,
+    plan: Plan,
+    topk_ids: Vec<i32>,
+    topk_weights: Vec<f32>,
+    workspace: Vec<f32>,
+}
+
+impl<'a> Ready<'a> {
+    fn new(cpu: &Cpu, inputs: &'a Inputs) -> Result<Self> {
+        let case = &inputs.case;
+        let mut pool = Pool::new(pool_sizes(case))?;
+        for e in 0..inputs.experts.len() {
+            pool.put(e, &inputs.lora(e)?)?;
+        }
+        let plan = cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
+        let layer = MoeLora::<Cpu>::new(cpu, pool, Router::External { top_k: case.top_k })?;
+        let layer = layer.with_output(case.output);
+        Ok(Self {
+            inputs,
+            plan,
+            topk_ids: inputs.topk_ids.clone(),
+            topk_weights: inputs.topk_weights.clone(),
+            workspace: vec![f32::NAN; layer.workspace_len(case.tokens)],
+            layer,
+        })
+    }
+
+    fn shrink(&self, h: &mut [f32]) -> Result<()> {
+        let (cpu, pool, sizes) = (self.layer.device(), self.layer.pool(), self.inputs.shrink_sizes());
+        with_rows!(&self.inputs.x, x => cpu.shrink(&sizes, &self.plan, pool, x.cells(), &self.topk_weights, h))
+    }
+
+    fn expand(&self, y: &mut Tensor) -> Result<()> {
+        let (cpu, pool, sizes) = (self.layer.device(), self.layer.pool(), self.inputs.expand_sizes());
+        let h = self.inputs.h.cells();
+        with_rows!(y, y => cpu.expand(&sizes, &self.plan, pool, h, &self.topk_weights, y.cells_mut()))
+    }
+
+    /// The layer with its base product or without.
+    fn layer(&mut self, base: bool, y: &mut Tensor) -> Result<()> {
+        let inputs = self.inputs;
+        let routing = &mut Routing { topk_ids: &mut self.topk_ids, topk_weights: &mut self.topk_weights };
+        let (rows, workspace) = (inputs.layer_rows(), &mut self.workspace);
+        with_rows!(y, y => {
+            let (x, y) = (typed(&inputs.x), y.cells_mut());
+            if base {
+                let base = Base { weight: typed(&inputs.weight), bias: inputs.bias.as_ref().map(typed) };
+                self.layer.forward(&rows, base, x, routing, workspace, y)
+            } else {
+                self.layer.forward_delta(&rows, x, routing, workspace, y)
+            }
+        })
+    }
+}
+
+fn typed<T: Pod>(tensor: &Tensor) -> &[T] {
+    with_rows!(tensor, rows => bytemuck::cast_slice(rows.cells()))
+}
+
+fn base(cpu: &Cpu, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+    let (sizes, bias) = (inputs.base_sizes(), inputs.bias.as_ref());
+    with_rows!(y, y => {
+        let y = y.cells_mut();
+        cpu.base(&sizes, typed(&inputs.weight), bias.map(typed), typed(&inputs.x), y)
+    })
+}
+
+impl Subject for CpuSubject {
+    fn kind(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn name(&self) -> String {
+        format!("cpu: {}", self.cpu.describe())
+    }
+
+    fn batch_invariant(&self) -> Box<dyn Subject> {
+        Box::new(Self { cpu: self.cpu.clone() })
+    }
+
+    fn unsupported(&self, _case: &Case) -> Option<String> {
+        None
+    }
+
+    fn route(
+        &self,
+        inputs: &Inputs,
+        topk_ids: &mut Guarded<i32>,
+        topk_weights: &mut Guarded<f32>,
+    ) -> Result<()> {
+        let (sizes, ids, weights) = (inputs.route_sizes(), topk_ids.cells_mut(), topk_weights.cells_mut());
+        with_rows!(&inputs.x, x => self.cpu.route(&sizes, &inputs.router, x.cells(), ids, weights))
+    }
+
+    fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
+        let case = plan_case(&inputs.case);
+        let mut pool = Pool::new(pool_sizes(&case))?;
+        let lora = molora::adapter::Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
+        (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
+        let plan = self.cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
+        Ok(PlanArrays {
+            sorted_routes: plan.sorted_routes().to_vec(),
+            expert_offsets: plan.expert_offsets().to_vec(),
+        })
+    }
+
+    fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()> {
+        Ready::new(&self.cpu, inputs)?.shrink(h.cells_mut())
+    }
+
+    fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        Ready::new(&self.cpu, inputs)?.expand(y)
+    }
+
+    fn base(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        base(&self.cpu, inputs, y)
+    }
+
+    fn delta(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        Ready::new(&self.cpu, inputs)?.layer(false, y)
+    }
+
+    fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        Ready::new(&self.cpu, inputs)?.layer(true, y)
+    }
+
+    fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
+        let (case, cpu) = (&inputs.case, &self.cpu);
+        let (mut y, mut h) = (inputs.y.clone(), inputs.empty_h());
+        Ok(match case.op {
+            Op::Route => {
+                let shape = (1, case.routes(), case.routes());
+                let (mut ids, mut weights) =
+                    (Guarded::output(shape, |_, _| 0), Guarded::output(shape, |_, _| 0.0));
+                timed(move || self.route(inputs, &mut ids, &mut weights))
+            }
+            Op::Plan => {
+                let sizes = inputs.plan_sizes();
+                timed(move || molora::ops::plan::definition(&sizes, &inputs.topk_ids, 0).map(drop))
+            }
+            Op::Base => timed(move || base(cpu, inputs, &mut y)),
+            Op::Shrink => {
+                let ready = Ready::new(cpu, inputs)?;
+                timed(move || ready.shrink(h.cells_mut()))
+            }
+            Op::Expand => {
+                let ready = Ready::new(cpu, inputs)?;
+                timed(move || ready.expand(&mut y))
+            }
+            Op::Delta | Op::Layer => {
+                let mut ready = Ready::new(cpu, inputs)?;
+                timed(move || ready.layer(case.op == Op::Layer, &mut y))
+            }
+        })
+    }
+}
+
+fn timed<'a>(mut once: impl FnMut() -> Result<()> + 'a) -> Timer<'a> {
+    Box::new(move |times| {
+        let start = Instant::now();
+        (0..times).try_for_each(|_| once())?;
+        Ok(start.elapsed())
+    })
+}

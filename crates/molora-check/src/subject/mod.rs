@@ -1,0 +1,152 @@
+//! A subject is a device with host memory in and out: what the tests, `verify` and the benches run cases on.
+
+mod cpu;
+#[cfg(feature = "wgpu")]
+mod wgpu;
+
+use crate::Inputs;
+use crate::case::Case;
+use crate::guarded::{Guarded, Tensor};
+use molora::error::Result;
+use std::time::Duration;
+
+pub use cpu::CpuSubject;
+#[cfg(feature = "wgpu")]
+pub use wgpu::WgpuSubject;
+
+/// The arrays of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanArrays {
+    /// Live routes grouped by expert.
+    pub sorted_routes: Vec<u32>,
+    /// Where each expert's routes begin.
+    pub expert_offsets: Vec<u32>,
+}
+
+/// Runs the case's operation so many times, everything in the device's memory, and returns the time they took.
+pub type Timer<'a> = Box<dyn FnMut(u64) -> Result<Duration> + 'a>;
+
+/// One device. Every method runs one operation on a case's inputs; outputs hold what they start as.
+pub trait Subject: Send + Sync {
+    /// `cpu` or `wgpu`: the device in case strings.
+    fn kind(&self) -> &'static str;
+
+    /// Which one, for people: `cpu: AVX2+FMA, 8 threads`.
+    fn name(&self) -> String;
+
+    /// The same device with one form for every batch size, so that a token's bits never depend on its batch.
+    fn batch_invariant(&self) -> Box<dyn Subject>;
+
+    /// Why the device cannot run a case; `None` where it can.
+    fn unsupported(&self, case: &Case) -> Option<String>;
+
+    /// Scores, selection, weights.
+    fn route(
+        &self,
+        inputs: &Inputs,
+        topk_ids: &mut Guarded<i32>,
+        topk_weights: &mut Guarded<f32>,
+    ) -> Result<()>;
+
+    /// The sorted routes.
+    fn plan(&self, inputs: &Inputs) -> Result<PlanArrays>;
+
+    /// x to h.
+    fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()>;
+
+    /// h to y.
+    fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
+    /// The frozen product.
+    fn base(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
+    /// The layer's experts alone, added to y.
+    fn delta(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
+    /// Base product and experts.
+    fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
+    /// A case made ready for timing.
+    fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
+}
+
+/// Every device of this machine, and why others are missing.
+pub struct Found {
+    /// Those that run.
+    pub subjects: Vec<Box<dyn Subject>>,
+    /// Those that do not, with the reason.
+    pub missing: Vec<String>,
+}
+
+/// Looks for every device.
+pub fn find() -> Found {
+    let mut found = Found { subjects: Vec::new(), missing: Vec::new() };
+    match CpuSubject::new() {
+        Ok(cpu) => found.subjects.push(Box::new(cpu)),
+        Err(e) => found.missing.push(e.to_string()),
+    }
+    #[cfg(feature = "wgpu")]
+    wgpu::find(&mut found);
+    if !cfg!(feature = "wgpu") {
+        found.missing.push("wgpu: built without the feature `wgpu`".into());
+    }
+    found.missing.push("cuda: comes with the next release".into());
+    found
+}
+
+/// Every device of this machine, or the reason why one that `MOLORA_REQUIRE` names is not there.
+///
+/// `MOLORA_REQUIRE=cpu,lavapipe` is a list of parts of names, see [`matches`]; `MOLORA_DEVICE=cpu` is a part of a
+/// name that leaves out all others.
+pub fn subjects() -> std::result::Result<Vec<Box<dyn Subject>>, String> {
+    let Found { mut subjects, missing } = find();
+    let names: Vec<String> = subjects.iter().map(|s| s.name()).collect();
+    for required in list("MOLORA_REQUIRE") {
+        if !names.iter().any(|name| matches(&required, name)) {
+            return Err(format!(
+                "MOLORA_REQUIRE names {required:?}, which is not there; found: {}; missing: {}",
+                names.join("; "),
+                missing.join("; ")
+            ));
+        }
+    }
+    let wanted = list("MOLORA_DEVICE");
+    subjects.retain(|s| wanted.is_empty() || wanted.iter().any(|w| matches(w, &s.name())));
+    if subjects.is_empty() {
+        return Err(format!("no device is left of {}; missing: {}", names.join("; "), missing.join("; ")));
+    }
+    Ok(subjects)
+}
+
+fn list(variable: &str) -> Vec<String> {
+    let text = std::env::var(variable).unwrap_or_default();
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(String::from).collect()
+}
+
+/// Whether a device's name is the wanted one: a part of it in any case of letters, or one of the well-known names
+/// `lavapipe` (Mesa's Vulkan in software, which calls itself llvmpipe) and `opengl`.
+pub fn matches(wanted: &str, name: &str) -> bool {
+    let (wanted, name) = (wanted.to_lowercase(), name.to_lowercase());
+    match wanted.as_str() {
+        "lavapipe" => name.contains("llvmpipe") && name.contains("(vulkan"),
+        "opengl" => name.contains("(gl"),
+        part => name.contains(part),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn well_known_names_are_found() {
+        let (vulkan, gl) =
+            ("wgpu: llvmpipe (LLVM 15.0.7, 256 bits) (vulkan, llvmpipe)", "wgpu: llvmpipe (LLVM 15) (gl, )");
+        assert!(matches("lavapipe", vulkan) && !matches("lavapipe", gl));
+        assert!(matches("opengl", gl) && !matches("OpenGL", vulkan));
+        assert!(
+            matches("WGPU", gl) && matches("swiftshader", "wgpu: SwiftShader Device (LLVM 10) (vulkan, x)")
+        );
+        assert!(matches("cpu", &CpuSubject::new().unwrap().name()) && !matches("cuda", vulkan));
+    }
+}

@@ -1,0 +1,289 @@
+//! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
+
+use super::cpu::{plan_case, pool_sizes};
+use super::{Found, PlanArrays, Subject, Timer};
+use crate::case::{Case, Op};
+use crate::guarded::{Guarded, Tensor};
+use crate::{Inputs, with_rows};
+use bytemuck::Pod;
+use half::{bf16, f16};
+use molora::adapter::Lora;
+use molora::device::Wgpu;
+use molora::device::wgpu::{Plan, Pool, View};
+use molora::element::{Element, ElementType};
+use molora::error::{Error, Result};
+use molora::layer::{Base, MoeLora, Router, RoutingView, Workspace};
+use molora::ops::plan;
+use molora::ops::route::WgpuRouter;
+use std::time::Instant;
+use wgpu::{Buffer, CommandEncoder};
+
+/// One adapter.
+pub struct WgpuSubject {
+    wgpu: Wgpu,
+}
+
+/// Adds every adapter of this machine.
+pub(super) fn find(found: &mut Found) {
+    let adapters = Wgpu::adapters();
+    if adapters.is_empty() {
+        found.missing.push("wgpu: expected a Vulkan, Metal, DX12 or OpenGL driver, found no adapter".into());
+    }
+    for adapter in adapters {
+        match Wgpu::open(&adapter) {
+            Ok(wgpu) => found.subjects.push(Box::new(WgpuSubject::new(wgpu))),
+            Err(e) => found.missing.push(e.to_string()),
+        }
+    }
+}
+
+/// A case in the device's memory.
+struct Ready<'a> {
+    inputs: &'a Inputs,
+    layer: MoeLora<Wgpu>,
+    plan: Plan,
+    workspace: Workspace,
+    ids: (Guarded<i32>, Buffer),
+    weights: (Guarded<f32>, Buffer),
+    x: Buffer,
+    h: (Guarded<f32>, Buffer),
+    weight: Buffer,
+    bias: Option<Buffer>,
+    y: Buffer,
+    router: Option<WgpuRouter>,
+}
+
+fn list<T: Pod>(values: &[T]) -> Guarded<T> {
+    Guarded::output((1, values.len(), values.len()), |_, i| values[i])
+}
+
+fn uploaded<T: Pod>(wgpu: &Wgpu, rows: Guarded<T>) -> Result<(Guarded<T>, Buffer)> {
+    let buffer = wgpu.upload(&rows.all)?;
+    Ok((rows, buffer))
+}
+
+/// The case's adapters; for a plan the smallest there are, since it reads only whether a slot holds one.
+fn filled_pool(wgpu: &Wgpu, inputs: &Inputs) -> Result<Pool> {
+    let case = match inputs.case.op {
+        Op::Plan | Op::Route | Op::Base => plan_case(&inputs.case),
+        _ => inputs.case.clone(),
+    };
+    let mut pool = Pool::new(wgpu, pool_sizes(&case))?;
+    if inputs.case.op == Op::Plan {
+        let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
+        (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
+    }
+    for e in 0..inputs.experts.len() {
+        pool.put(e, &inputs.lora(e)?)?;
+    }
+    Ok(pool)
+}
+
+fn view<'a, T>((rows, buffer): &'a (Guarded<T>, Buffer)) -> Result<View<'a, T>>
+where
+    T: Pod,
+{
+    View::new(buffer, rows.first, rows.len())
+}
+
+fn tensor_view<'a, T>(tensor: &Tensor, buffer: &'a Buffer) -> Result<View<'a, T>> {
+    with_rows!(tensor, rows => View::new(buffer, rows.first, rows.len()))
+}
+
+impl<'a> Ready<'a> {
+    fn new(wgpu: &Wgpu, inputs: &'a Inputs) -> Result<Self> {
+        let case = &inputs.case;
+        let pool = filled_pool(wgpu, inputs)?;
+        let (ids, weights) = match case.op {
+            Op::Route => (vec![-1; case.routes()], vec![f32::NAN; case.routes()]),
+            _ => (inputs.topk_ids.clone(), inputs.topk_weights.clone()),
+        };
+        let ids = uploaded(wgpu, list(&ids))?;
+        let weights = uploaded(wgpu, list(&weights))?;
+        let h = if case.op == Op::Expand { inputs.h.clone() } else { inputs.empty_h() };
+        // The plan is a step of its own: the timers of shrink and expand leave it out.
+        let mut encoder = wgpu.encoder();
+        let plan_sizes = match case.op {
+            Op::Route | Op::Base => plan::Sizes { tokens: 0, ..inputs.plan_sizes() },
+            _ => inputs.plan_sizes(),
+        };
+        let plan_ids = View::new(&ids.1, ids.0.first, plan_sizes.routes())?;
+        let plan = wgpu.plan(&mut encoder, &plan_sizes, &pool, plan_ids)?;
+        wgpu.queue().submit([encoder.finish()]);
+        let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: case.top_k })?;
+        let layer = layer.with_output(case.output);
+        let router =
+            (case.op == Op::Route).then(|| WgpuRouter::new(wgpu, inputs.router.clone())).transpose()?;
+        Ok(Self {
+            workspace: layer.workspace(case.tokens)?,
+            ids,
+            weights,
+            x: upload(wgpu, &inputs.x)?,
+            h: uploaded(wgpu, h)?,
+            weight: upload(wgpu, &inputs.weight)?,
+            bias: inputs.bias.as_ref().map(|bias| upload(wgpu, bias)).transpose()?,
+            y: upload(wgpu, &inputs.y)?,
+            inputs,
+            layer,
+            plan,
+            router,
+        })
+    }
+
+    /// Records the case's operation.
+    fn record(&mut self, wgpu: &Wgpu, encoder: &mut CommandEncoder) -> Result<()> {
+        match self.inputs.case.x {
+            ElementType::F32 => self.record_typed::<f32>(wgpu, encoder),
+            ElementType::F16 => self.record_typed::<f16>(wgpu, encoder),
+            ElementType::Bf16 => self.record_typed::<bf16>(wgpu, encoder),
+        }
+    }
+
+    fn record_typed<X: Element>(&mut self, wgpu: &Wgpu, encoder: &mut CommandEncoder) -> Result<()> {
+        let inputs = self.inputs;
+        let (x, y) = (tensor_view::<X>(&inputs.x, &self.x)?, tensor_view::<X>(&inputs.y, &self.y)?);
+        let (ids, weights, h) = (view(&self.ids)?, view(&self.weights)?, view(&self.h)?);
+        let weight = tensor_view::<X>(&inputs.weight, &self.weight)?;
+        let bias = match (&inputs.bias, &self.bias) {
+            (Some(bias), Some(buffer)) => Some(tensor_view::<X>(bias, buffer)?),
+            _ => None,
+        };
+        let routing = RoutingView { topk_ids: ids, topk_weights: weights };
+        let (rows, workspace, pool) = (inputs.layer_rows(), &mut self.workspace, self.layer.pool());
+        match inputs.case.op {
+            Op::Route => {
+                let router = self.router.as_ref().expect("made for this operation");
+                wgpu.route(encoder, &inputs.route_sizes(), router, x, ids, weights)
+            }
+            Op::Plan => wgpu.plan_into(encoder, &inputs.plan_sizes(), pool, ids, &mut self.plan),
+            Op::Shrink => wgpu.shrink(encoder, &inputs.shrink_sizes(), &self.plan, pool, x, weights, h),
+            Op::Expand => wgpu.expand(encoder, &inputs.expand_sizes(), &self.plan, pool, h, weights, y),
+            Op::Base => wgpu.base(encoder, &inputs.base_sizes(), weight, bias, x, y),
+            Op::Delta => self.layer.forward_delta(encoder, &rows, x, routing, workspace, y),
+            Op::Layer => self.layer.forward(encoder, &rows, Base { weight, bias }, x, routing, workspace, y),
+        }
+    }
+}
+
+fn upload(wgpu: &Wgpu, tensor: &Tensor) -> Result<Buffer> {
+    with_rows!(tensor, rows => wgpu.upload(&rows.all))
+}
+
+impl WgpuSubject {
+    /// An opened adapter.
+    pub fn new(wgpu: Wgpu) -> Self {
+        Self { wgpu }
+    }
+
+    /// The device.
+    pub fn wgpu(&self) -> &Wgpu {
+        &self.wgpu
+    }
+
+    /// Runs the case's operation once.
+    fn run<'a>(&self, inputs: &'a Inputs) -> Result<Ready<'a>> {
+        self.run_ready(Ready::new(&self.wgpu, inputs)?)
+    }
+
+    fn run_ready<'a>(&self, mut ready: Ready<'a>) -> Result<Ready<'a>> {
+        let mut encoder = self.wgpu.encoder();
+        ready.record(&self.wgpu, &mut encoder)?;
+        self.wgpu.queue().submit([encoder.finish()]);
+        for wgpu in [&self.wgpu, ready.layer.device()] {
+            let status = wgpu.take_status()?;
+            if !status.is_ok() {
+                return Err(Error::Device { device: self.name(), reason: format!("status word: {status}") });
+            }
+        }
+        Ok(ready)
+    }
+
+    fn run_to_y(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        let buffer = self.run(inputs)?.y;
+        with_rows!(y, y => self.download(&buffer, y))
+    }
+
+    fn download<T: Pod>(&self, buffer: &Buffer, rows: &mut Guarded<T>) -> Result<()> {
+        rows.all = self.wgpu.download(buffer, rows.all.len())?;
+        Ok(())
+    }
+}
+
+impl Subject for WgpuSubject {
+    fn kind(&self) -> &'static str {
+        "wgpu"
+    }
+
+    fn name(&self) -> String {
+        format!("wgpu: {}", self.wgpu.describe())
+    }
+
+    fn batch_invariant(&self) -> Box<dyn Subject> {
+        Box::new(Self { wgpu: self.wgpu.batch_invariant(true) })
+    }
+
+    fn unsupported(&self, case: &Case) -> Option<String> {
+        let uses = case.op.uses();
+        let strides = [
+            (uses.in_features, "x", case.in_features + case.padding),
+            (uses.out_features, "y", case.out_features + case.padding),
+            (matches!(case.op, Op::Base | Op::Layer), "weight", case.in_features),
+        ];
+        let odd = |&(used, _, stride): &(bool, &str, usize)| used && stride % 2 == 1;
+        let (_, name, stride) = strides.into_iter().find(odd).filter(|_| case.x != ElementType::F32)?;
+        Some(format!("{name} in 16 bits with an odd stride, {stride}"))
+    }
+
+    fn route(
+        &self,
+        inputs: &Inputs,
+        topk_ids: &mut Guarded<i32>,
+        topk_weights: &mut Guarded<f32>,
+    ) -> Result<()> {
+        let mut ready = Ready::new(&self.wgpu, inputs)?;
+        ready.ids = (topk_ids.clone(), self.wgpu.upload(&topk_ids.all)?);
+        ready.weights = (topk_weights.clone(), self.wgpu.upload(&topk_weights.all)?);
+        let ready = self.run_ready(ready)?;
+        self.download(&ready.ids.1, topk_ids)?;
+        self.download(&ready.weights.1, topk_weights)
+    }
+
+    fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
+        let (sorted_routes, expert_offsets) = self.run(inputs)?.plan.download(&self.wgpu)?;
+        Ok(PlanArrays { sorted_routes, expert_offsets })
+    }
+
+    fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()> {
+        let ready = self.run(inputs)?;
+        self.download(&ready.h.1, h)
+    }
+
+    fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
+    }
+
+    fn base(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
+    }
+
+    fn delta(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
+    }
+
+    fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
+    }
+
+    fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
+        let mut ready = Ready::new(&self.wgpu, inputs)?;
+        self.wgpu.wait()?;
+        Ok(Box::new(move |times| {
+            let start = Instant::now();
+            let mut encoder = self.wgpu.encoder();
+            (0..times).try_for_each(|_| ready.record(&self.wgpu, &mut encoder))?;
+            self.wgpu.queue().submit([encoder.finish()]);
+            self.wgpu.wait()?;
+            Ok(start.elapsed())
+        }))
+    }
+}

@@ -1,0 +1,59 @@
+//! What the tests of errors share: a small pool on the CPU. Cases, subjects and the judge are molora-check's.
+#![allow(dead_code, reason = "every test file takes its part")]
+
+use molora::adapter::Lora;
+use molora::adapter::slots::PoolSizes;
+use molora::device::{Cpu, cpu::Pool};
+use molora::element::ElementType;
+use molora::error::Result;
+use molora::ops::plan::{self, Plan};
+
+/// A pool of f32 adapters with 5 columns in and 7 out.
+pub struct Small {
+    pub cpu: Cpu,
+    pub pool: Pool,
+}
+
+impl Small {
+    /// With adapters of these ranks in the first slots; rank 0 leaves a slot empty.
+    pub fn new<const N: usize>(ranks: [usize; N]) -> Self {
+        let sizes = PoolSizes {
+            in_features: 5,
+            out_features: 7,
+            experts: N,
+            rank_capacity: ranks.iter().sum(),
+            element: ElementType::F32,
+        };
+        let mut small = Self { cpu: Cpu::new().unwrap(), pool: Pool::new(sizes).unwrap() };
+        for (slot, rank) in ranks.into_iter().enumerate().filter(|&(_, rank)| rank > 0) {
+            small.put(slot, rank);
+        }
+        small
+    }
+
+    /// Puts an adapter of ones into an empty slot.
+    pub fn put(&mut self, slot: usize, rank: usize) {
+        let lora = Lora::new(5, 7, rank, 1.0, &vec![1f32; rank * 5], &vec![1f32; rank * 7]).unwrap();
+        self.pool.put(slot, &lora).unwrap();
+    }
+
+    /// A plan of two slots a token.
+    pub fn plan(&self, topk_ids: &[i32]) -> Plan {
+        self.try_plan(topk_ids).unwrap()
+    }
+
+    /// As [`Self::plan`], which may be refused.
+    pub fn try_plan(&self, topk_ids: &[i32]) -> Result<Plan> {
+        let sizes =
+            plan::Sizes { tokens: topk_ids.len() / 2, top_k: 2, experts: self.pool.slots().sizes().experts };
+        self.cpu.plan(&sizes, &self.pool, topk_ids)
+    }
+}
+
+/// The message of a call that must be refused.
+pub fn refuses<T>(result: Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("the call was accepted"),
+        Err(e) => e.to_string(),
+    }
+}

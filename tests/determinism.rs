@@ -1,0 +1,140 @@
+//! The same inputs give the same bits, run after run; and on the CPU a token's bits never depend on its batch.
+
+use molora::element::ElementType;
+use molora::ops::Output;
+use molora_check::guarded::{Guarded, Tensor};
+use molora_check::subject::CpuSubject;
+use molora_check::{Case, Inputs, Op, Routing, Subject, subjects};
+
+/// Ranks of one pool.
+const MIXED: [usize; 6] = [1, 4, 17, 33, 8, 6];
+
+fn case(op: Op, element: ElementType, output: Output) -> Case {
+    Case {
+        output,
+        tokens: 100,
+        top_k: if op == Op::Base { 2 } else { 3 },
+        ranks: MIXED.to_vec(),
+        routing: Routing::WithGaps,
+        in_features: 193,
+        out_features: 131,
+        padding: 1,
+        ..Case::new(op).element(element)
+    }
+}
+
+/// The bits of the rows that a case gives; padding and guards are not part of them.
+fn bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
+    let mut y = inputs.y.clone();
+    let mut h = inputs.empty_h();
+    match inputs.case.op {
+        Op::Shrink => subject.shrink(inputs, &mut h),
+        Op::Expand => subject.expand(inputs, &mut y),
+        Op::Base => subject.base(inputs, &mut y),
+        Op::Delta => subject.delta(inputs, &mut y),
+        Op::Layer => subject.layer(inputs, &mut y),
+        Op::Route => return route_bits(subject, inputs),
+        Op::Plan => {
+            let plan = subject.plan(inputs).unwrap();
+            return [plan.sorted_routes, plan.expert_offsets].concat();
+        }
+    }
+    .unwrap();
+    let rows = if inputs.case.op == Op::Shrink { h.dense() } else { y.dense() };
+    rows.into_iter().map(f32::to_bits).collect()
+}
+
+fn route_bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
+    let shape = (1, inputs.case.routes(), inputs.case.routes());
+    let (mut ids, mut weights) = (Guarded::output(shape, |_, _| 0), Guarded::output(shape, |_, _| 0.0));
+    subject.route(inputs, &mut ids, &mut weights).unwrap();
+    let ids = ids.cells().iter().map(|&id| id as u32);
+    ids.chain(weights.cells().iter().map(|w| w.to_bits())).collect()
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    for subject in subjects().unwrap() {
+        for op in Op::ALL {
+            for element in ElementType::ALL {
+                let case = Case { in_features: 193, ..case(op, element, Output::Sum) };
+                if subject.unsupported(&case).is_none() {
+                    let inputs = Inputs::new(&case);
+                    let first = bits(subject.as_ref(), &inputs);
+                    assert_eq!(first, bits(subject.as_ref(), &inputs), "{}", case.label(subject.kind()));
+                }
+            }
+        }
+    }
+}
+
+/// The inputs of some of a batch's tokens.
+fn part(inputs: &Inputs, first: usize, tokens: usize) -> Inputs {
+    let mut part = inputs.clone();
+    let case = &mut part.case;
+    case.tokens = tokens;
+    if !inputs.topk_ids.is_empty() {
+        let routes = first * case.top_k..(first + tokens) * case.top_k;
+        part.topk_ids = inputs.topk_ids[routes.clone()].to_vec();
+        part.topk_weights = inputs.topk_weights[routes].to_vec();
+    }
+    let h_rows = |tokens| inputs.case.output.h_rows(tokens, inputs.case.top_k);
+    if inputs.h.rows > 0 {
+        let (width, stride, skip) = (inputs.h.width, inputs.h.stride, h_rows(first));
+        part.h = Guarded::new((h_rows(tokens), width, stride), f32::NAN, |r, c| inputs.h.at(skip + r, c));
+    }
+    let rows = |tensor: &Tensor, skip: usize, rows: usize, width: usize| {
+        let dense = tensor.dense();
+        Tensor::output(inputs.case.x, (rows, width, tensor.stride()), |r, c| dense[(skip + r) * width + c])
+    };
+    if part.case.op != Op::Expand {
+        part.x = rows(&inputs.x, first, tokens, inputs.case.in_features);
+    }
+    if part.case.op != Op::Shrink && part.case.op != Op::Route {
+        let y_rows = |tokens| {
+            if part.case.op == Op::Base { tokens } else { part.case.output.y_rows(tokens, part.case.top_k) }
+        };
+        part.y = rows(&inputs.y, y_rows(first), y_rows(tokens), inputs.case.out_features);
+    }
+    part
+}
+
+#[test]
+fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
+    let cpu = CpuSubject::new().unwrap();
+    for op in [Op::Shrink, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
+        for element in ElementType::ALL {
+            for output in
+                if op == Op::Base || op == Op::Layer { vec![Output::Sum] } else { Output::ALL.to_vec() }
+            {
+                let case = case(op, element, output);
+                let all = Inputs::new(&case);
+                let whole = bits(&cpu, &all);
+                let row = whole.len() / case.tokens;
+                for batch in [1, 2, 7, 33] {
+                    for first in (0..case.tokens - batch).step_by(batch * 3) {
+                        let got = bits(&cpu, &part(&all, first, batch));
+                        let want = &whole[first * row..(first + batch) * row];
+                        assert!(got == want, "{}: tokens {first} to {}", case.label("cpu"), first + batch);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_chooses_the_same_alone_and_in_every_batch() {
+    let cpu = CpuSubject::new().unwrap();
+    let case = Case { tokens: 100, experts: 33, in_features: 193, ..Case::new(Op::Route) };
+    let all = Inputs::new(&case);
+    let whole = bits(&cpu, &all);
+    for batch in [1, 2, 7, 33] {
+        for first in (0..case.tokens - batch).step_by(batch * 3) {
+            let got = bits(&cpu, &part(&all, first, batch));
+            let (from, to) = (first * case.top_k, (first + batch) * case.top_k);
+            let want = [&whole[from..to], &whole[case.routes() + from..case.routes() + to]].concat();
+            assert!(got == want, "tokens {first} to {}", first + batch);
+        }
+    }
+}
