@@ -78,7 +78,7 @@ pub struct HostLayer<X> {
 #[derive(Debug)]
 enum Inner<X> {
     Cpu {
-        layer: MoeLora<Cpu>,
+        layer: Box<MoeLora<Cpu>>,
         weight: Vec<X>,
         bias: Option<Vec<X>>,
         workspace: Vec<f32>,
@@ -118,7 +118,7 @@ impl<X: Element> HostLayer<X> {
         check_len("layer", "weight", sizes.in_features * sizes.out_features, weight.len())?;
         let inner = match device {
             Device::Cpu(cpu) => {
-                let layer = MoeLora::<Cpu>::new(cpu, cpu::Pool::new(sizes)?, router)?;
+                let layer = Box::new(MoeLora::<Cpu>::new(cpu, cpu::Pool::new(sizes)?, router)?);
                 Inner::Cpu { layer, weight, bias, workspace: Vec::new() }
             }
             #[cfg(feature = "wgpu")]
