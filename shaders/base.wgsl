@@ -8,6 +8,11 @@ fn store(t: u32, o: u32, v: vec2<f32>) {
     y_put_pair(t * params.y_stride + o, biased, count);
 }
 
+fn store_quad(t: u32, o: u32, v: vec4<f32>) {
+    if (o < params.out_features) { store(t, o, v.xy); }
+    if (o + 2u < params.out_features) { store(t, o + 2u, v.zw); }
+}
+
 // One workgroup per token and eight columns of y.
 @compute @workgroup_size(64)
 fn base_few(
@@ -38,14 +43,15 @@ fn base_many(
     let t0 = TILE_M * (group / params.column_blocks);
     let o0 = TILE_N * (group % params.column_blocks);
     let rows = min(params.tokens - t0, TILE_M);
-    for (var m = thread; m < TILE_M; m += THREADS) {
-        x_rows[m] = select(NONE, (t0 + m) * params.x_stride, m < rows);
+    for (var q = thread; q < QUADS_M; q += THREADS) {
+        x_rows[q] = (t0 + min(4u * q + vec4(0u, 1u, 2u, 3u), vec4(rows - 1u))) * params.x_stride;
     }
-    tile_product(thread, o0 * params.in_features, params.in_features, params.out_features - o0, params.in_features);
-    let m0 = 8u * (thread / QUADS_N);
-    let o = o0 + 4u * (thread % QUADS_N);
+    let k = params.in_features;
+    tile_product(thread, rows, o0 * k, k, params.out_features - o0, k);
+    let m0 = own_row(thread);
+    let o = o0 + own_column(thread);
     for (var m = m0; m < min(m0 + 8u, rows); m++) {
-        if (o < params.out_features) { store(t0 + m, o, sums[m - m0].xy); }
-        if (o + 2u < params.out_features) { store(t0 + m, o + 2u, sums[m - m0].zw); }
+        store_quad(t0 + m, o, sums[m - m0]);
+        store_quad(t0 + m, o + 4u, wide_sums[m - m0]);
     }
 }

@@ -54,14 +54,15 @@ fn shrink_many(
     }
     if (r0 >= slot.rank) { return; }
     let count = slot.rank - r0;
-    for (var m = thread; m < TILE_M; m += THREADS) {
-        var row = NONE;
-        if (m < routes) { row = plan[params.at_sorted + first + m] / params.top_k * params.x_stride; }
-        x_rows[m] = row;
+    for (var q = thread; q < QUADS_M; q += THREADS) {
+        let m = first + min(4u * q + vec4(0u, 1u, 2u, 3u), vec4(routes - 1u));
+        let at = params.at_sorted;
+        let n = vec4(plan[at + m.x], plan[at + m.y], plan[at + m.z], plan[at + m.w]);
+        x_rows[q] = n / params.top_k * params.x_stride;
     }
-    tile_product(thread, (slot.row + r0) * params.a_stride, params.a_stride, count, params.in_features);
-    let m0 = 8u * (thread / QUADS_N);
-    let n0 = 4u * (thread % QUADS_N);
+    tile_product(thread, routes, (slot.row + r0) * params.a_stride, params.a_stride, count, params.in_features);
+    let m0 = own_row(thread);
+    let n0 = own_column(thread);
     for (var m = m0; m < min(m0 + 8u, routes); m++) {
         let at = plan[params.at_sorted + first + m] * params.h_stride + r0 + n0;
         for (var n = 0u; n < 4u && n0 + n < count; n++) {

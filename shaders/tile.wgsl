@@ -1,39 +1,47 @@
-// Many rows: 64 rows of x times TILE_N rows of w by 2 * TILE_N threads, 8 x 4 sums a thread in registers.
+// Many rows: 64 rows of x times TILE_N rows of w, 8 x 4 sums a thread in registers, or 8 x 8 where WIDE is 1.
 //
 //     for every 16 columns of the inner dimension:
 //         stage x [16][64] and w [16][TILE_N], the inner dimension outermost
-//         for each column: 8 x 4 products from three vectors of four
+//         for each column: 8 x 4 products from three vectors of four (8 x 8 from four)
 //
 // One thread adds all products of a sum in the order of the inner dimension: the same bits in every tile.
 
 const TILE_M: u32 = 64u;
 const TILE_K: u32 = 16u;
-const THREADS: u32 = 2u * TILE_N;
 const QUADS_M: u32 = TILE_M / 4u;
 const QUADS_N: u32 = TILE_N / 4u;
+const OWN_QUADS: u32 = 1u + WIDE; // of columns, per thread
+const ACROSS: u32 = QUADS_N / OWN_QUADS; // threads along the columns
+const THREADS: u32 = TILE_M / 8u * ACROSS;
 const QUADS_K: u32 = TILE_K / 4u;
 
-// Where each row of x begins, or NONE; the kernel fills it before the product.
-var<workgroup> x_rows: array<u32, TILE_M>;
+// Where each row of x begins, by fours; the kernel fills it before the product. Rows that are not there repeat one
+// that is: nobody reads their sums.
+var<workgroup> x_rows: array<vec4<u32>, QUADS_M>;
 var<workgroup> x_tile: array<vec4<f32>, TILE_K * QUADS_M>;
 var<workgroup> w_tile: array<vec4<f32>, TILE_K * QUADS_N>;
-// This thread's sums: row m of its eight, four columns.
+// This thread's sums: row m of its eight, its first four columns; and the next four.
 var<private> sums: array<vec4<f32>, 8>;
+var<private> wide_sums: array<vec4<f32>, 8>;
+
+// This thread's first row and column in the tile.
+fn own_row(thread: u32) -> u32 { return 8u * (thread / ACROSS); }
+fn own_column(thread: u32) -> u32 { return 4u * OWN_QUADS * (thread % ACROSS); }
 
 // Four columns from i on, zeros behind the last.
 fn x_part(row: u32, i: u32, k: u32) -> vec4<f32> {
-    if (row == NONE || i >= k) { return vec4<f32>(); }
     if (i + 4u <= k) { return x_quad(row + i); }
-    var v = vec4(x_at(row + i), 0.0, 0.0, 0.0);
+    var v = vec4<f32>();
+    if (i < k) { v.x = x_at(row + i); }
     if (i + 1u < k) { v.y = x_at(row + i + 1u); }
     if (i + 2u < k) { v.z = x_at(row + i + 2u); }
     return v;
 }
 
-fn w_part(inside: bool, row: u32, i: u32, k: u32) -> vec4<f32> {
-    if (!inside || i >= k) { return vec4<f32>(); }
+fn w_part(row: u32, i: u32, k: u32) -> vec4<f32> {
     if (i + 4u <= k) { return w_quad(row + i); }
-    var v = vec4(w_at(row + i), 0.0, 0.0, 0.0);
+    var v = vec4<f32>();
+    if (i < k) { v.x = w_at(row + i); }
     if (i + 1u < k) { v.y = w_at(row + i + 1u); }
     if (i + 2u < k) { v.z = w_at(row + i + 2u); }
     return v;
@@ -45,11 +53,9 @@ fn stage(thread: u32, w0: u32, w_stride: u32, w_count: u32, k0: u32, k: u32) {
         let quad = p / QUADS_K;
         let column = 4u * (p % QUADS_K);
         let i = k0 + column;
+        let rows = x_rows[quad];
         let turned = transpose(mat4x4<f32>(
-            x_part(x_rows[4u * quad], i, k),
-            x_part(x_rows[4u * quad + 1u], i, k),
-            x_part(x_rows[4u * quad + 2u], i, k),
-            x_part(x_rows[4u * quad + 3u], i, k),
+            x_part(rows.x, i, k), x_part(rows.y, i, k), x_part(rows.z, i, k), x_part(rows.w, i, k),
         ));
         let at = column * QUADS_M + quad;
         x_tile[at] = turned[0];
@@ -57,16 +63,16 @@ fn stage(thread: u32, w0: u32, w_stride: u32, w_count: u32, k0: u32, k: u32) {
         x_tile[at + 2u * QUADS_M] = turned[2];
         x_tile[at + 3u * QUADS_M] = turned[3];
     }
+    let last = w_count - 1u;
     for (var p = thread; p < QUADS_N * QUADS_K; p += THREADS) {
         let n = 4u * (p / QUADS_K);
         let column = 4u * (p % QUADS_K);
         let i = k0 + column;
-        let row = w0 + n * w_stride;
         let turned = transpose(mat4x4<f32>(
-            w_part(n < w_count, row, i, k),
-            w_part(n + 1u < w_count, row + w_stride, i, k),
-            w_part(n + 2u < w_count, row + 2u * w_stride, i, k),
-            w_part(n + 3u < w_count, row + 3u * w_stride, i, k),
+            w_part(w0 + min(n, last) * w_stride, i, k),
+            w_part(w0 + min(n + 1u, last) * w_stride, i, k),
+            w_part(w0 + min(n + 2u, last) * w_stride, i, k),
+            w_part(w0 + min(n + 3u, last) * w_stride, i, k),
         ));
         let at = column * QUADS_N + n / 4u;
         w_tile[at] = turned[0];
@@ -76,13 +82,13 @@ fn stage(thread: u32, w0: u32, w_stride: u32, w_count: u32, k0: u32, k: u32) {
     }
 }
 
-// Rows 8 * (thread / QUADS_N) .. of x times rows 4 * (thread % QUADS_N) .. of w, into `sums`.
-fn tile_product(thread: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
-    let m = 2u * (thread / QUADS_N);
-    let n = thread % QUADS_N;
+// The thread's rows of x times its rows of w, into `sums`.
+fn tile_product(thread: u32, x_count: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
+    let m = own_row(thread) / 4u;
+    let n = own_column(thread) / 4u;
     workgroupBarrier(); // x_rows is there
     // A thread without rows or columns only helps to stage.
-    let works = x_rows[4u * m] != NONE && 4u * n < w_count;
+    let works = 4u * m < x_count && 4u * n < w_count;
     var a0 = vec4<f32>();
     var a1 = vec4<f32>();
     var a2 = vec4<f32>();
@@ -91,6 +97,14 @@ fn tile_product(thread: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
     var a5 = vec4<f32>();
     var a6 = vec4<f32>();
     var a7 = vec4<f32>();
+    var b0 = vec4<f32>();
+    var b1 = vec4<f32>();
+    var b2 = vec4<f32>();
+    var b3 = vec4<f32>();
+    var b4 = vec4<f32>();
+    var b5 = vec4<f32>();
+    var b6 = vec4<f32>();
+    var b7 = vec4<f32>();
     for (var k0 = 0u; k0 < k; k0 += TILE_K) {
         stage(thread, w0, w_stride, w_count, k0, k);
         workgroupBarrier();
@@ -107,9 +121,21 @@ fn tile_product(thread: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
                 a5 += high.y * w;
                 a6 += high.z * w;
                 a7 += high.w * w;
+                if (WIDE == 1u) {
+                    let v = w_tile[i * QUADS_N + n + 1u];
+                    b0 += low.x * v;
+                    b1 += low.y * v;
+                    b2 += low.z * v;
+                    b3 += low.w * v;
+                    b4 += high.x * v;
+                    b5 += high.y * v;
+                    b6 += high.z * v;
+                    b7 += high.w * v;
+                }
             }
         }
         workgroupBarrier();
     }
     sums = array<vec4<f32>, 8>(a0, a1, a2, a3, a4, a5, a6, a7);
+    if (WIDE == 1u) { wide_sums = array<vec4<f32>, 8>(b0, b1, b2, b3, b4, b5, b6, b7); }
 }

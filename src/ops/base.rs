@@ -131,7 +131,7 @@ impl Wgpu {
             op: OP,
             entry: if form == Form::Few { "base_few" } else { "base_many" },
             body: &[biased, rows, tile, include_str!("../../shaders/base.wgsl")],
-            constants: &[("TILE_N", if form == Form::Few { 16 } else { columns as u32 })],
+            constants: &[("TILE_N", if form == Form::Few { 16 } else { columns as u32 }), ("WIDE", 1)],
             params: &[
                 ("tokens", word(OP, "tokens", sizes.tokens)?),
                 ("in_features", word(OP, "in_features", sizes.in_features)?),

@@ -292,7 +292,10 @@ impl Wgpu {
                 include_str!("../../shaders/tile.wgsl"),
                 include_str!("../../shaders/shrink.wgsl"),
             ],
-            constants: &[("TILE_N", if grid.form == Form::Few { 16 } else { grid.columns as u32 })],
+            constants: &[
+                ("TILE_N", if grid.form == Form::Few { 16 } else { grid.columns as u32 }),
+                ("WIDE", 0),
+            ],
             params: &params,
             bindings: &[
                 Binding::rows("x", x, sizes.x_stride),
