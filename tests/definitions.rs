@@ -93,7 +93,8 @@ fn defined(inputs: &Inputs) -> Vec<f32> {
         .map(|e| Expert { rank: e.rank, scaling: e.scaling, lora_a: &e.lora_a, lora_b: &e.lora_b })
         .collect();
     let plan = plan::definition(&inputs.plan_sizes(), &inputs.topk_ids, 0).unwrap();
-    let (shrink_sizes, expand_sizes) = (inputs.shrink_sizes(), inputs.expand_sizes());
+    let shrink_sizes = inputs.shrink_sizes();
+    let expand_sizes = expand::Sizes { accumulate: false, ..inputs.expand_sizes() };
     let mut h = vec![f32::NAN; case.output.h_rows(case.tokens, case.top_k) * inputs.h_stride()];
     let mut y = vec![f32::NAN; case.output.y_rows(case.tokens, case.top_k) * case.out_features];
     shrink::definition(&shrink_sizes, &plan, &experts, &inputs.x.dense(), &inputs.topk_weights, &mut h)
@@ -152,7 +153,8 @@ fn definitions_round_to_the_element_once() {
         .collect();
     let plan = plan::definition(&inputs.plan_sizes(), &inputs.topk_ids, 0).unwrap();
     let h: Vec<f32> = (0..12 * 16).map(|i| (i % 13) as f32 / 7.0 - 0.9).collect();
-    let (sizes, weights) = (inputs.expand_sizes(), &inputs.topk_weights);
+    let sizes = expand::Sizes { accumulate: false, ..inputs.expand_sizes() };
+    let weights = &inputs.topk_weights;
     let (mut y, mut y16, mut yb) = (vec![0f32; 6 * 64], vec![f16::ZERO; 6 * 64], vec![bf16::ZERO; 6 * 64]);
     expand::definition(&sizes, &plan, &experts, &h, weights, &mut y).unwrap();
     expand::definition(&sizes, &plan, &experts, &h, weights, &mut y16).unwrap();

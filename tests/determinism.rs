@@ -2,7 +2,7 @@
 
 use molora::element::ElementType;
 use molora::ops::Output;
-use molora_check::guarded::{Guarded, Tensor};
+use molora_check::guarded::Guarded;
 use molora_check::subject::CpuSubject;
 use molora_check::{Case, Inputs, Op, Routing, Subject, subjects};
 
@@ -68,37 +68,6 @@ fn two_runs_give_the_same_bits() {
     }
 }
 
-/// The inputs of some of a batch's tokens.
-fn part(inputs: &Inputs, first: usize, tokens: usize) -> Inputs {
-    let mut part = inputs.clone();
-    let case = &mut part.case;
-    case.tokens = tokens;
-    if !inputs.topk_ids.is_empty() {
-        let routes = first * case.top_k..(first + tokens) * case.top_k;
-        part.topk_ids = inputs.topk_ids[routes.clone()].to_vec();
-        part.topk_weights = inputs.topk_weights[routes].to_vec();
-    }
-    let h_rows = |tokens| inputs.case.output.h_rows(tokens, inputs.case.top_k);
-    if inputs.h.rows > 0 {
-        let (width, stride, skip) = (inputs.h.width, inputs.h.stride, h_rows(first));
-        part.h = Guarded::new((h_rows(tokens), width, stride), f32::NAN, |r, c| inputs.h.at(skip + r, c));
-    }
-    let rows = |tensor: &Tensor, skip: usize, rows: usize, width: usize| {
-        let dense = tensor.dense();
-        Tensor::output(inputs.case.x, (rows, width, tensor.stride()), |r, c| dense[(skip + r) * width + c])
-    };
-    if part.case.op != Op::Expand {
-        part.x = rows(&inputs.x, first, tokens, inputs.case.in_features);
-    }
-    if part.case.op != Op::Shrink && part.case.op != Op::Route {
-        let y_rows = |tokens| {
-            if part.case.op == Op::Base { tokens } else { part.case.output.y_rows(tokens, part.case.top_k) }
-        };
-        part.y = rows(&inputs.y, y_rows(first), y_rows(tokens), inputs.case.out_features);
-    }
-    part
-}
-
 #[test]
 fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
     let cpu = CpuSubject::new().unwrap();
@@ -113,7 +82,7 @@ fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
                 let row = whole.len() / case.tokens;
                 for batch in [1, 2, 7, 33] {
                     for first in (0..case.tokens - batch).step_by(batch * 3) {
-                        let got = bits(&cpu, &part(&all, first, batch));
+                        let got = bits(&cpu, &all.part(first, batch));
                         let want = &whole[first * row..(first + batch) * row];
                         assert!(got == want, "{}: tokens {first} to {}", case.label("cpu"), first + batch);
                     }
@@ -131,7 +100,7 @@ fn a_token_chooses_the_same_alone_and_in_every_batch() {
     let whole = bits(&cpu, &all);
     for batch in [1, 2, 7, 33] {
         for first in (0..case.tokens - batch).step_by(batch * 3) {
-            let got = bits(&cpu, &part(&all, first, batch));
+            let got = bits(&cpu, &all.part(first, batch));
             let (from, to) = (first * case.top_k, (first + batch) * case.top_k);
             let want = [&whole[from..to], &whole[case.routes() + from..case.routes() + to]].concat();
             assert!(got == want, "tokens {first} to {}", first + batch);

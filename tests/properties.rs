@@ -25,17 +25,13 @@ fn cases(op: Op) -> impl Strategy<Value = Case> {
         )| {
             let mut case = Case { tokens, seed, ..Case::new(op) };
             (case.x, case.adapters) = (ElementType::ALL[x], ElementType::ALL[a]);
-            // Even strides, as every device takes them.
-            case.padding = padding * 2;
-            let even = |n: usize| n + n % 2;
+            case.padding = padding;
             match op {
                 Op::Plan => (case.top_k, case.experts) = (top_k, experts),
-                Op::Route => {
-                    (case.top_k, case.experts, case.in_features) = (top_k.min(experts), experts, even(i))
-                }
-                Op::Shrink => case.in_features = even(i),
-                Op::Expand => case.out_features = even(o),
-                _ => (case.in_features, case.out_features) = (even(i), even(o)),
+                Op::Route => (case.top_k, case.experts, case.in_features) = (top_k.min(experts), experts, i),
+                Op::Shrink => case.in_features = i,
+                Op::Expand => case.out_features = o,
+                _ => (case.in_features, case.out_features) = (i, o),
             }
             if matches!(op, Op::Shrink | Op::Expand | Op::Delta | Op::Layer) {
                 (case.top_k, case.experts, case.ranks) = (top_k, experts, ranks);

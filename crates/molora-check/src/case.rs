@@ -142,6 +142,13 @@ impl Case {
         (0..self.experts.min(self.ranks.len())).map(|e| self.rank(e)).max().unwrap_or(0)
     }
 
+    /// Elements from one row of x or y to the next: rows of 16-bit elements begin at even places, since WGSL reads
+    /// them two at a time.
+    pub fn stride(&self, columns: usize) -> usize {
+        let stride = columns + self.padding;
+        if self.x == ElementType::F32 { stride } else { stride.next_multiple_of(2) }
+    }
+
     /// Routes, live or not.
     pub fn routes(&self) -> usize {
         self.tokens * self.top_k

@@ -59,11 +59,10 @@ impl Inputs {
         let mut values = rng("x");
         let columns = if uses.in_features { case.in_features } else { 0 };
         let integers = case.op == Op::Route && case.routing == Routing::Ties;
-        let x =
-            Tensor::input(case.x, (case.tokens, columns, columns + case.padding), |_, _| match integers {
-                true => values.below(4) as f32 - 1.0,
-                false => values.value(1.0),
-            });
+        let x = Tensor::input(case.x, (case.tokens, columns, case.stride(columns)), |_, _| match integers {
+            true => values.below(4) as f32 - 1.0,
+            false => values.value(1.0),
+        });
         let topk_ids = match case.op {
             Op::Route | Op::Base => Vec::new(),
             _ => topk_ids(case, &mut rng("ids")),
@@ -111,22 +110,22 @@ impl Inputs {
 
     /// The sizes of the case's shrink.
     pub fn shrink_sizes(&self) -> shrink::Sizes {
-        let Case { tokens, top_k, in_features, output, padding, .. } = self.case;
-        let (x_stride, h_stride) = (in_features + padding, self.h_stride());
+        let Case { tokens, top_k, in_features, output, .. } = self.case;
+        let (x_stride, h_stride) = (self.case.stride(in_features), self.h_stride());
         shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output }
     }
 
     /// The sizes of the case's expand.
     pub fn expand_sizes(&self) -> expand::Sizes {
-        let Case { tokens, top_k, out_features, output, accumulate, padding, .. } = self.case;
-        let (h_stride, y_stride) = (self.h_stride(), out_features + padding);
+        let Case { tokens, top_k, out_features, output, accumulate, .. } = self.case;
+        let (h_stride, y_stride) = (self.h_stride(), self.case.stride(out_features));
         expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate }
     }
 
     /// The sizes of the case's base product.
     pub fn base_sizes(&self) -> base::Sizes {
-        let Case { tokens, in_features, out_features, padding, .. } = self.case;
-        let (x_stride, y_stride) = (in_features + padding, out_features + padding);
+        let Case { tokens, in_features, out_features, .. } = self.case;
+        let (x_stride, y_stride) = (self.case.stride(in_features), self.case.stride(out_features));
         base::Sizes { tokens, in_features, out_features, x_stride, y_stride }
     }
 
@@ -138,8 +137,9 @@ impl Inputs {
 
     /// The sizes of the case's routing.
     pub fn route_sizes(&self) -> route::Sizes {
-        let Case { tokens, top_k, experts, in_features, padding, weighting, .. } = self.case;
-        route::Sizes { tokens, in_features, x_stride: in_features + padding, experts, top_k, weighting }
+        let Case { tokens, top_k, experts, in_features, weighting, .. } = self.case;
+        let x_stride = self.case.stride(in_features);
+        route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting }
     }
 
     /// The experts as the definitions read them.
@@ -232,7 +232,7 @@ fn router(case: &Case, rng: &mut Rng) -> LinearRouter {
 }
 
 fn start_of_y(case: &Case, rows: usize, rng: &mut Rng) -> Tensor {
-    let shape = (rows, case.out_features, case.out_features + case.padding);
+    let shape = (rows, case.out_features, case.stride(case.out_features));
     Tensor::output(case.x, shape, |_, _| if case.accumulate { rng.value(1.0) } else { f32::NAN })
 }
 

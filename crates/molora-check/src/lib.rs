@@ -4,12 +4,14 @@
 //! [`Subject`] is a device with host memory in and out; [`expect`] asks the definitions what must come out;
 //! [`judge`] compares. [`check`] does all of it for one case on one subject.
 
+pub mod bench;
 pub mod case;
 pub mod expect;
 pub mod guarded;
 pub mod inputs;
 pub mod judge;
 mod judge_route;
+mod part;
 pub mod report;
 pub mod rng;
 pub mod routing;

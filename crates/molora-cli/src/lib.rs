@@ -1,5 +1,8 @@
 //! The pieces of the command line `molora`, one file or folder for each command.
 
+pub mod bench;
 pub mod demo;
+pub mod devices;
 pub mod engine;
 pub mod fetch;
+pub mod verify;

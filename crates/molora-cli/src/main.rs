@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::demo;
+use molora_cli::{bench, demo, devices, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -17,6 +17,9 @@ struct Cli {
 // One line for each command here, and one below.
 #[derive(Subcommand)]
 enum Command {
+    Devices(devices::DevicesArgs),
+    Verify(verify::VerifyArgs),
+    Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -30,10 +33,13 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let result = match Cli::parse().command {
-        Command::Demo(args) => demo::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line with all causes, and no backtrace: the messages are meant for users.
             eprintln!("error: {error:#}");

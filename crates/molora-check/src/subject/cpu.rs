@@ -129,6 +129,12 @@ impl Subject for CpuSubject {
         None
     }
 
+    fn details(&self) -> Vec<(String, String)> {
+        let text = self.cpu.describe();
+        let (simd, threads) = text.split_once(", ").unwrap_or((&text, ""));
+        vec![("simd".into(), simd.into()), ("threads".into(), threads.trim_end_matches(" threads").into())]
+    }
+
     fn route(
         &self,
         inputs: &Inputs,

@@ -34,6 +34,9 @@ pub trait Subject: Send + Sync {
     /// Which one, for people: `cpu: AVX2+FMA, 8 threads`.
     fn name(&self) -> String;
 
+    /// Limits and features, name and value.
+    fn details(&self) -> Vec<(String, String)>;
+
     /// The same device with one form for every batch size, so that a token's bits never depend on its batch.
     fn batch_invariant(&self) -> Box<dyn Subject>;
 

@@ -223,15 +223,27 @@ impl Subject for WgpuSubject {
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
-        let uses = case.op.uses();
-        let strides = [
-            (uses.in_features, "x", case.in_features + case.padding),
-            (uses.out_features, "y", case.out_features + case.padding),
-            (matches!(case.op, Op::Base | Op::Layer), "weight", case.in_features),
-        ];
-        let odd = |&(used, _, stride): &(bool, &str, usize)| used && stride % 2 == 1;
-        let (_, name, stride) = strides.into_iter().find(odd).filter(|_| case.x != ElementType::F32)?;
-        Some(format!("{name} in 16 bits with an odd stride, {stride}"))
+        let packed = case.x != ElementType::F32 && matches!(case.op, Op::Base | Op::Layer);
+        (packed && case.in_features % 2 == 1).then(|| "a weight in 16 bits with rows of odd length".into())
+    }
+
+    fn details(&self) -> Vec<(String, String)> {
+        let (info, limits) = (self.wgpu.info(), self.wgpu.limits());
+        let features = self.wgpu.device().features();
+        [
+            ("kind", format!("{:?}", info.device_type)),
+            ("features", features.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(" ")),
+            ("max_buffer_size", limits.max_buffer_size.to_string()),
+            ("max_storage_buffer_binding_size", limits.max_storage_buffer_binding_size.to_string()),
+            ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size.to_string()),
+            (
+                "max_compute_invocations_per_workgroup",
+                limits.max_compute_invocations_per_workgroup.to_string(),
+            ),
+            ("max_compute_workgroups_per_dimension", limits.max_compute_workgroups_per_dimension.to_string()),
+        ]
+        .map(|(name, value)| (name.to_string(), value))
+        .to_vec()
     }
 
     fn route(
