@@ -72,12 +72,11 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     let plain = Plain::new(wgpu, &buffers);
     let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: TOP_K })?;
     let mut encoder = wgpu.encoder();
-    let sizes_plan = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: EXPERTS };
     let sizes = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: EXPERTS };
     let plan = wgpu.plan(&mut encoder, &sizes, layer.pool(), View::whole(&buffers.ids))?;
     wgpu.queue().submit([encoder.finish()]);
     let workspace = layer.workspace(TOKENS)?;
-    let ours = Ours { layer, plan: plan.into(), workspace: workspace.into(), buffers: &buffers };
+    let ours = Ours { layer, plan, workspace: workspace.into(), buffers: &buffers };
 
     let (mut h, mut y) = (Vec::new(), Vec::new());
     for ours_runs in [false, true] {
@@ -104,42 +103,6 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
         println!("{step:?}: plain {plain:.0} us, tiled {ours:.0} us, {:.2} x as fast", plain / ours);
     }
     let [base, delta] = alternate(software, [&mut || ours.run(Step::Base), &mut || ours.run(Step::Delta)])?;
-    let wall = Instant::now();
-    for _ in 0..10 {
-        ours.run(Step::Plan)?;
-    }
-    println!("wall {:?}", wall.elapsed() / 10);
-    let wall = Instant::now();
-    for _ in 0..10 {
-        let mut e = wgpu.encoder();
-        wgpu.plan(&mut e, &sizes_plan, ours.layer.pool(), View::whole(&buffers.ids))?;
-        wgpu.queue().submit([e.finish()]);
-        wgpu.wait()?;
-    }
-    println!("wall fresh {:?}", wall.elapsed() / 10);
-    let mut e = wgpu.encoder();
-    let mut p2 = wgpu.plan(&mut e, &sizes_plan, ours.layer.pool(), View::whole(&buffers.ids))?;
-    wgpu.queue().submit([e.finish()]);
-    wgpu.wait()?;
-    for (name, w) in [("base", wgpu), ("layer", ours.layer.device())] {
-        let wall = Instant::now();
-        for _ in 0..10 {
-            let mut e = wgpu.encoder();
-            w.plan_into(&mut e, &sizes_plan, ours.layer.pool(), View::whole(&buffers.ids), &mut p2)?;
-            wgpu.queue().submit([e.finish()]);
-            wgpu.wait()?;
-        }
-        println!("wall reuse new {name} {:?}", wall.elapsed() / 10);
-    }
-    let wall = Instant::now();
-    for _ in 0..10 {
-        let e = wgpu.encoder();
-        wgpu.queue().submit([e.finish()]);
-        wgpu.wait()?;
-    }
-    println!("wall empty {:?}", wall.elapsed() / 10);
-    let [plan, _] = alternate(software, [&mut || ours.run(Step::Plan), &mut || ours.run(Step::Plan)])?;
-    println!("plan {plan:.0} us");
     println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
     Ok(())
 }
@@ -185,7 +148,6 @@ fn alternate(
 enum Step {
     Shrink,
     Expand,
-    Plan,
     Base,
     Delta,
 }
@@ -204,7 +166,7 @@ struct Buffers {
 /// The library's kernels.
 struct Ours<'a> {
     layer: MoeLora<Wgpu>,
-    plan: RefCell<Plan>,
+    plan: Plan,
     workspace: RefCell<Workspace>,
     buffers: &'a Buffers,
 }
@@ -217,18 +179,17 @@ impl Ours<'_> {
         let (ids, weights) = (View::whole(&b.ids), View::whole(&b.weights));
         let mut encoder = wgpu.encoder();
         match step {
-            Step::Plan | Step::Shrink | Step::Expand => {
-                let plan =
-                    wgpu.plan(&mut encoder, &plan::Sizes { tokens, top_k, experts: EXPERTS }, pool, ids)?;
+            Step::Shrink | Step::Expand => {
+                let plan = &self.plan;
                 if step == Step::Shrink {
                     let (in_features, x_stride, h_stride) = (WIDTH, WIDTH, RANK);
                     let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
-                    wgpu.shrink(&mut encoder, &sizes, &plan, pool, x, weights, h)?;
+                    wgpu.shrink(&mut encoder, &sizes, plan, pool, x, weights, h)?;
                 } else {
                     let (out_features, y_stride, h_stride, accumulate) = (WIDTH, WIDTH, RANK, true);
                     let sizes =
                         expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                    wgpu.expand(&mut encoder, &sizes, &plan, pool, h, weights, y)?;
+                    wgpu.expand(&mut encoder, &sizes, plan, pool, h, weights, y)?;
                 }
             }
             Step::Base => {

@@ -294,7 +294,7 @@ impl Wgpu {
             ],
             constants: &[
                 ("TILE_N", if grid.form == Form::Few { 16 } else { grid.columns as u32 }),
-                ("WIDE", 0),
+                ("WIDE", u32::from(self.is_software())),
             ],
             params: &params,
             bindings: &[

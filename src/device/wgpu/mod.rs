@@ -158,6 +158,11 @@ impl Wgpu {
         self.batch_invariant
     }
 
+    /// Whether the device is a software driver: fewer, larger tasks suit it, as it pays for every load.
+    pub(crate) fn is_software(&self) -> bool {
+        self.info().device_type == wgpu::DeviceType::Cpu
+    }
+
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.shared.device
