@@ -32,6 +32,13 @@ fn shrink_few(
     }
 }
 
+fn store_quad(at: u32, n: u32, count: u32, v: vec4<f32>) {
+    if (n < count) { h_put(at + n, v.x); }
+    if (n + 1u < count) { h_put(at + n + 1u, v.y); }
+    if (n + 2u < count) { h_put(at + n + 2u, v.z); }
+    if (n + 3u < count) { h_put(at + n + 3u, v.w); }
+}
+
 // One workgroup per tile of one expert's routes and TILE_N ranks.
 @compute @workgroup_size(THREADS)
 fn shrink_many(
@@ -64,9 +71,8 @@ fn shrink_many(
     let m0 = own_row(thread);
     let n0 = own_column(thread);
     for (var m = m0; m < min(m0 + 8u, routes); m++) {
-        let at = plan[params.at_sorted + first + m] * params.h_stride + r0 + n0;
-        for (var n = 0u; n < 4u && n0 + n < count; n++) {
-            h_put(at + n, sums[m - m0][n]);
-        }
+        let at = plan[params.at_sorted + first + m] * params.h_stride + r0;
+        store_quad(at, n0, count, sums[m - m0]);
+        if (WIDE == 1u) { store_quad(at, n0 + 4u, count, wide_sums[m - m0]); }
     }
 }
