@@ -92,6 +92,27 @@ fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
     }
 }
 
+/// On a GPU the form depends on the number of tokens, unless one form is fixed.
+#[test]
+fn one_form_gives_a_token_the_same_bits_in_every_batch() {
+    for subject in subjects().unwrap() {
+        let subject = subject.batch_invariant();
+        for op in [Op::Shrink, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
+            let element = if op == Op::Expand { ElementType::Bf16 } else { ElementType::F32 };
+            let case = case(op, element, Output::Sum);
+            let all = Inputs::new(&case);
+            let whole = bits(subject.as_ref(), &all);
+            let row = whole.len() / case.tokens;
+            for (first, batch) in [(0, 1), (57, 1), (99, 1), (40, 2), (11, 7), (64, 33)] {
+                let got = bits(subject.as_ref(), &all.part(first, batch));
+                let want = &whole[first * row..(first + batch) * row];
+                let label = case.label(subject.kind());
+                assert!(got == want, "{label} on {}: tokens {first} to {}", subject.name(), first + batch);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_token_chooses_the_same_alone_and_in_every_batch() {
     let cpu = CpuSubject::new().unwrap();
