@@ -21,13 +21,15 @@ fn every_delta_on_every_device() {
 const SIZES: PoolSizes =
     PoolSizes { in_features: 12, out_features: 10, experts: 5, rank_capacity: 40, element: ElementType::F32 };
 
+#[cfg(not(feature = "wgpu"))]
 fn devices() -> Vec<Device> {
-    let mut devices = vec![Device::Cpu(Cpu::new().unwrap())];
-    #[cfg(feature = "wgpu")]
-    for adapter in molora::Wgpu::adapters() {
-        devices.extend(molora::Wgpu::open(&adapter).ok().map(Device::Wgpu));
-    }
-    devices
+    vec![Device::Cpu(Cpu::new().unwrap())]
+}
+
+#[cfg(feature = "wgpu")]
+fn devices() -> Vec<Device> {
+    let opened = molora::Wgpu::adapters().into_iter().filter_map(|adapter| molora::Wgpu::open(&adapter).ok());
+    std::iter::once(Device::Cpu(Cpu::new().unwrap())).chain(opened.map(Device::Wgpu)).collect()
 }
 
 fn values(name: &str, len: usize) -> Vec<f32> {

@@ -9,8 +9,12 @@ use molora::{ElementType, Error, Lora, Wgpu};
 
 const NOTHING: f32 = -7.0;
 
-/// Every adapter that opens; the tests of the operations say which ones are missing.
+/// Every adapter that opens; says so where there is none, and fails where `MOLORA_REQUIRE` names one.
 fn devices() -> impl Iterator<Item = Wgpu> {
+    let subjects = molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
+    if subjects.iter().all(|s| s.kind() != "wgpu") {
+        println!("not tested: no WebGPU adapter here");
+    }
     Wgpu::adapters().into_iter().filter_map(|adapter| Wgpu::open(&adapter).ok())
 }
 

@@ -36,15 +36,11 @@ impl Numbers {
     }
 
     fn experts<'a>(&'a self, inputs: &Inputs) -> Vec<Expert<'a, f32>> {
-        let scalings = inputs.experts.iter().map(|e| (e.rank, e.scaling));
-        let factors = self.experts.iter();
-        let expert = |((rank, scaling), (lora_a, lora_b)): ((usize, f32), &'a (Vec<f32>, Vec<f32>))| Expert {
-            rank,
-            scaling,
-            lora_a,
-            lora_b,
-        };
-        scalings.zip(factors).map(expert).collect()
+        let mut experts = Vec::with_capacity(self.experts.len());
+        for ((lora_a, lora_b), e) in self.experts.iter().zip(&inputs.experts) {
+            experts.push(Expert { rank: e.rank, scaling: e.scaling, lora_a, lora_b });
+        }
+        experts
     }
 
     /// h `[rows, max_rank]`, NaN where no route or no rank is.

@@ -115,15 +115,14 @@ pub fn compare_rows<T: Element>(
     for row in 0..expected.rows {
         let norms = compare_row(expected, row, got, &mut verdict, &mut wrong);
         let relative = if norms.error == 0.0 { 0.0 } else { norms.error / norms.want };
-        // `!(a <= b)`: NaN is worse than every limit.
         if norms.elements >= WIDE && norms.want > 0.0 {
-            if !(relative <= verdict.worst_row.1) {
+            if exceeds(relative, verdict.worst_row.1) {
                 verdict.worst_row = (row, relative);
             }
             // The second part is for numbers below the element's normal ones.
             let smallest = unit_in_last_place(T::TYPE, 0.0) * (expected.width as f64).sqrt();
             let limit = row_limit(T::TYPE) * (1.0 + norms.between / norms.want) + smallest / norms.want;
-            if !(relative <= limit) && wrong.is_empty() {
+            if exceeds(relative, limit) && wrong.is_empty() {
                 wrong.push(format!("row {row}: relative L2 error {relative:.2e}, limit {limit:.1e}"));
             }
         }
@@ -138,6 +137,11 @@ pub fn compare_rows<T: Element>(
             verdict.worst_row.1
         )),
     }
+}
+
+/// NaN is worse than every limit.
+pub(crate) fn exceeds(error: f64, limit: f64) -> bool {
+    error.is_nan() || error > limit
 }
 
 /// L2 norms over one row's elements.
@@ -176,10 +180,10 @@ fn compare_row<T: Element>(
             limit += unit_in_last_place(T::TYPE, between);
         }
         let share = if error == 0.0 { 0.0 } else { error / limit };
-        if !(share <= verdict.worst_element.2) {
+        if exceeds(share, verdict.worst_element.2) {
             verdict.worst_element = (row, column, share);
         }
-        if !(share <= 1.0) {
+        if exceeds(share, 1.0) {
             wrong.push(format!(
                 "[{row}, {column}]: expected {want}, got {got}, error {error:.2e}, limit {limit:.2e}"
             ));

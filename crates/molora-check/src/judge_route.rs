@@ -2,7 +2,7 @@
 
 use crate::Inputs;
 use crate::guarded::Guarded;
-use crate::judge::{U, Verdict, sum_error};
+use crate::judge::{U, Verdict, exceeds, sum_error};
 use crate::run::is_exact;
 use bytemuck::{Pod, bytes_of};
 use molora::ops::route::{self, Weighting};
@@ -93,7 +93,7 @@ pub(crate) fn compare(
         {
             let error = (f64::from(got) - want).abs();
             (error_squared, want_squared) = (error_squared + error * error, want_squared + want * want);
-            if !(error <= limit) {
+            if exceeds(error, limit) {
                 return Err(format!("topk_weights[{t}, {j}]: expected {want}, got {got}, limit {limit:.1e}"));
             }
             if error / limit > verdict.worst_element.2 {
