@@ -115,7 +115,7 @@ impl<X: Element> HostLayer<X> {
         weight: Vec<X>,
         bias: Option<Vec<X>>,
     ) -> Result<Self> {
-        check_len("layer", "weight", sizes.in_features * sizes.out_features, weight.len())?;
+        check_len("layer", "weight", sizes.in_features.saturating_mul(sizes.out_features), weight.len())?;
         let inner = match device {
             Device::Cpu(cpu) => {
                 let layer = Box::new(MoeLora::<Cpu>::new(cpu, cpu::Pool::new(sizes)?, router)?);
@@ -171,8 +171,8 @@ impl<X: Element> HostLayer<X> {
 
     fn run(&mut self, tokens: usize, x: &[X], mut routing: Routing, y: &mut [X], base: bool) -> Result<()> {
         let PoolSizes { in_features, out_features, .. } = self.sizes;
-        check_len("layer", "x", tokens * in_features, x.len())?;
-        check_len("layer", "y", tokens * out_features, y.len())?;
+        check_len("layer", "x", tokens.saturating_mul(in_features), x.len())?;
+        check_len("layer", "y", tokens.saturating_mul(out_features), y.len())?;
         let rows = Rows { tokens, x_stride: in_features, y_stride: out_features };
         match &mut self.inner {
             Inner::Cpu { layer, weight, bias, workspace } => {
@@ -206,7 +206,7 @@ fn run_wgpu<X: Element>(
     routing: Routing,
     y: &mut [X],
 ) -> Result<()> {
-    let (wgpu, routes) = (layer.device(), rows.tokens * layer.router().top_k());
+    let (wgpu, routes) = (layer.device(), rows.tokens.saturating_mul(layer.router().top_k()));
     check_len("layer", "topk_ids", routes, routing.topk_ids.len())?;
     check_len("layer", "topk_weights", routes, routing.topk_weights.len())?;
     let b = Buffers::at_least(buffers, layer, sizes, rows.tokens, size_of::<X>())?;

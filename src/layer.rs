@@ -151,7 +151,7 @@ impl<D: Device> MoeLora<D> {
 
     /// f32 elements of workspace that a call over `tokens` tokens needs for h.
     fn h_len(&self, pool: &crate::adapter::slots::Slots, tokens: usize) -> usize {
-        self.output.h_rows(tokens, self.router.top_k()) * pool.max_rank()
+        self.output.h_rows(tokens, self.router.top_k()).saturating_mul(pool.max_rank())
     }
 
     fn check_forward(&self) -> Result<()> {

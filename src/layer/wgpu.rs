@@ -69,7 +69,8 @@ impl MoeLora<Wgpu> {
         Ok(self.workspace_in(self.device.storage("plan", plan)?, self.device.storage("h", h)?))
     }
 
-    /// A workspace in the engine's buffers; see [`Self::workspace_bytes`].
+    /// A workspace in the engine's buffers, with the usages `STORAGE` and, for the plan, `COPY_DST`; see
+    /// [`Self::workspace_bytes`].
     pub fn workspace_in(&self, plan: wgpu::Buffer, h: wgpu::Buffer) -> Workspace {
         Workspace { plan: device::Plan::in_buffer(plan), h }
     }

@@ -48,7 +48,7 @@ impl Sizes {
         check_equal(OP, "plan.tokens", self.tokens, plan.tokens)?;
         check_equal(OP, "plan.top_k", self.top_k, plan.top_k)?;
         check_rows(OP, "h", (self.output.h_rows(self.tokens, self.top_k), max_rank, self.h_stride), h)?;
-        check_len(OP, "topk_weights", self.tokens * self.top_k, topk_weights)?;
+        check_len(OP, "topk_weights", plan.routes(), topk_weights)?;
         let rows = self.output.y_rows(self.tokens, self.top_k);
         check_rows(OP, "y", (rows, self.out_features, self.y_stride), y)
     }

@@ -39,14 +39,14 @@ impl Output {
     pub const fn h_rows(self, tokens: usize, top_k: usize) -> usize {
         match self {
             Self::RankSum => tokens,
-            Self::Sum | Self::PerRoute => tokens * top_k,
+            Self::Sum | Self::PerRoute => tokens.saturating_mul(top_k),
         }
     }
 
     /// Rows of the result: one per route for `PerRoute`, one per token otherwise.
     pub const fn y_rows(self, tokens: usize, top_k: usize) -> usize {
         match self {
-            Self::PerRoute => tokens * top_k,
+            Self::PerRoute => tokens.saturating_mul(top_k),
             Self::Sum | Self::RankSum => tokens,
         }
     }

@@ -31,7 +31,7 @@ pub struct Sizes {
 impl Sizes {
     /// Routes, live or not.
     pub const fn routes(&self) -> usize {
-        self.tokens * self.top_k
+        self.tokens.saturating_mul(self.top_k)
     }
 
     /// Refuses sizes that no device takes.
@@ -186,6 +186,10 @@ impl Wgpu {
         if bytes > plan.buffer.size() {
             let expected = format!("a plan's memory of at least {bytes} bytes");
             return Err(Error::argument(OP, "plan", expected, plan.buffer.size()));
+        }
+        if !plan.buffer.usage().contains(wgpu::BufferUsages::COPY_DST) {
+            let got = format!("{:?}", plan.buffer.usage());
+            return Err(Error::argument(OP, "plan", "a buffer with the usage COPY_DST", got));
         }
         let layout = device::Layout::new(sizes);
         (plan.sizes, plan.layout, plan.epoch) = (*sizes, layout, pool.slots().epoch());

@@ -46,7 +46,7 @@ impl Sizes {
         check_equal(OP, "plan.tokens", self.tokens, plan.tokens)?;
         check_equal(OP, "plan.top_k", self.top_k, plan.top_k)?;
         check_rows(OP, "x", (self.tokens, self.in_features, self.x_stride), x)?;
-        check_len(OP, "topk_weights", self.tokens * self.top_k, topk_weights)?;
+        check_len(OP, "topk_weights", plan.routes(), topk_weights)?;
         let rows = self.output.h_rows(self.tokens, self.top_k);
         check_rows(OP, "h", (rows, max_rank, self.h_stride), h)
     }

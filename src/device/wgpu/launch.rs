@@ -72,6 +72,14 @@ impl<'a> Binding<'a> {
         Self::table("status", "atomic<u32>", Access::ReadWrite, wgpu.status_buffer())
     }
 
+    /// The bytes to bind: from the device's alignment on, whole words; of an empty view the buffer's first word.
+    fn bound(&self, alignment: u64) -> Range<u64> {
+        if self.range.is_empty() {
+            return 0..4;
+        }
+        self.range.start - self.lead(alignment)..self.range.end.next_multiple_of(4)
+    }
+
     /// Bytes into the binding where the view begins, since bindings start at the device's alignment.
     fn lead(&self, alignment: u64) -> u64 {
         self.range.start % alignment
@@ -167,7 +175,16 @@ impl Wgpu {
     fn check_bindings(&self, launch: &Launch, alignment: u64) -> Result<()> {
         let most = self.limits().max_storage_buffer_binding_size;
         for (i, binding) in launch.bindings.iter().enumerate() {
-            let size = binding.range.end - binding.range.start + binding.lead(alignment);
+            if !binding.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+                let got = format!("{:?}", binding.buffer.usage());
+                return Err(Error::argument(launch.op, binding.name, "a buffer with the usage STORAGE", got));
+            }
+            let bound = binding.bound(alignment);
+            if bound.end > binding.buffer.size() {
+                let expected = format!("a buffer of at least {} bytes", bound.end);
+                return Err(Error::argument(launch.op, binding.name, expected, binding.buffer.size()));
+            }
+            let size = bound.end - bound.start;
             if size > most {
                 let expected = format!("at most the device's binding limit of {most} bytes");
                 return Err(Error::argument(launch.op, binding.name, expected, format!("{size} bytes")));
