@@ -52,6 +52,10 @@ fn errors_name_operation_argument_expected_and_got() {
         expand(|s, _, _, _| s.output = Output::PerRoute),
         "expand: y: expected at least 28 elements (4 rows of 7, stride 7), got 14"
     );
+    assert_eq!(
+        expand(|_, _, w, _| w[1] = f32::NAN),
+        "expand: topk_weights[0, 1]: expected a finite weight, got NaN"
+    );
     assert_eq!(expand(|_, _, w, _| w.truncate(3)), "expand: topk_weights: expected 4 elements, got 3");
     assert_eq!(expand(|s, _, _, _| s.out_features = 6), "expand: out_features: expected 7, got 6");
     assert_eq!(expand(|s, _, _, _| s.tokens = 3), "expand: plan.tokens: expected 3, got 2");

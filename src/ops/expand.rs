@@ -80,7 +80,11 @@ pub fn definition<Y: Element, A: Element>(
     y: &mut [Y],
 ) -> Result<()> {
     let max_rank = experts.iter().map(|e| e.rank).max().unwrap_or(0);
+    check_equal(OP, "experts", plan.sizes().experts, experts.len())?;
     sizes.check(plan.sizes(), max_rank, h.len(), topk_weights.len(), y.len())?;
+    if sizes.output != Output::PerRoute {
+        plan.check_weights(OP, topk_weights)?;
+    }
     for row in 0..sizes.output.y_rows(sizes.tokens, sizes.top_k) {
         let routes: Vec<usize> = sizes.routes_of_row(row).filter(|&n| plan.topk_ids()[n] >= 0).collect();
         if routes.is_empty() && sizes.accumulate {
@@ -118,6 +122,9 @@ impl Cpu {
         let slots = pool.slots();
         check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
+        if sizes.output != Output::PerRoute {
+            plan.check_weights(OP, topk_weights)?;
+        }
         plan.check_pool(OP, pool)?;
         match slots.sizes().element {
             ElementType::F32 => self.expand_rows::<Y, f32>(sizes, plan, pool, h, topk_weights, y),

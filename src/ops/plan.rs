@@ -95,6 +95,18 @@ impl Plan {
         &self.sorted_routes[self.expert_offsets[expert] as usize..self.expert_offsets[expert + 1] as usize]
     }
 
+    /// Refuses weights of live routes that are not finite: they would pass into y unseen.
+    pub(crate) fn check_weights(&self, op: &'static str, topk_weights: &[f32]) -> Result<()> {
+        let mut routes = self.topk_ids.iter().zip(topk_weights);
+        match routes.position(|(&id, w)| id >= 0 && !w.is_finite()) {
+            None => Ok(()),
+            Some(n) => {
+                let argument = format!("topk_weights[{}, {}]", n / self.sizes.top_k, n % self.sizes.top_k);
+                Err(Error::argument(op, argument, "a finite weight", topk_weights[n]))
+            }
+        }
+    }
+
     /// The pool's clock when the plan was made: adapters added later are not the ones that the ids meant.
     pub fn epoch(&self) -> u32 {
         self.epoch
@@ -124,9 +136,17 @@ impl Cpu {
     /// See the [module](self); also refuses ids of slots that hold no adapter.
     pub fn plan(&self, sizes: &Sizes, pool: &Pool, topk_ids: &[i32]) -> Result<Plan> {
         super::check_equal(OP, "experts", pool.slots().sizes().experts, sizes.experts)?;
-        let plan = definition(sizes, topk_ids, pool.slots().epoch())?;
-        plan.check_pool(OP, pool)?;
-        Ok(plan)
+        let slots = pool.slots();
+        let plan = definition(sizes, topk_ids, slots.epoch())?;
+        match topk_ids.iter().position(|&id| id >= 0 && slots.slots()[id as usize].rank == 0) {
+            None => Ok(plan),
+            Some(n) => Err(Error::argument(
+                OP,
+                format!("topk_ids[{}, {}]", n / sizes.top_k, n % sizes.top_k),
+                "the id of a slot that holds an adapter",
+                topk_ids[n],
+            )),
+        }
     }
 }
 

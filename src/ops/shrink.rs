@@ -86,7 +86,11 @@ pub fn definition<X: Element, A: Element>(
     h: &mut [f32],
 ) -> Result<()> {
     let max_rank = experts.iter().map(|e| e.rank).max().unwrap_or(0);
+    check_equal(OP, "experts", plan.sizes().experts, experts.len())?;
     sizes.check(plan.sizes(), max_rank, x.len(), topk_weights.len(), h.len())?;
+    if sizes.output == Output::RankSum {
+        plan.check_weights(OP, topk_weights)?;
+    }
     let product = |n: usize, r: usize| -> f64 {
         let (t, expert) = (n / sizes.top_k, &experts[plan.topk_ids()[n] as usize]);
         (0..sizes.in_features)
@@ -132,6 +136,9 @@ impl Cpu {
         let slots = pool.slots();
         check_equal(OP, "in_features", slots.sizes().in_features, sizes.in_features)?;
         sizes.check(plan.sizes(), slots.max_rank(), x.len(), topk_weights.len(), h.len())?;
+        if sizes.output == Output::RankSum {
+            plan.check_weights(OP, topk_weights)?;
+        }
         plan.check_pool(OP, pool)?;
         let per_route = |h: &mut [f32]| match slots.sizes().element {
             ElementType::F32 => self.shrink_routes::<X, f32>(sizes, plan, pool, x, h),

@@ -122,12 +122,13 @@ impl Cpu {
         task: impl Fn(&mut S, usize, usize, &mut [Y]) + Sync,
     ) {
         const ROWS: usize = 256;
-        const COLUMNS: usize = 128;
-        let columns = width.div_ceil(COLUMNS);
+        // Few rows: tasks long enough to be worth waking a thread. Many: what their columns read stays in cache.
+        let column_step = if rows < 16 { 1024 } else { 128 };
+        let columns = width.div_ceil(column_step);
         let shared = SharedMut::new(y);
         self.each(rows.div_ceil(ROWS) * columns, |block| {
-            let (row0, column) = (block / columns * ROWS, block % columns * COLUMNS);
-            let count = COLUMNS.min(width - column);
+            let (row0, column) = (block / columns * ROWS, block % columns * column_step);
+            let count = column_step.min(width - column);
             let mut scratch = S::default();
             for row in row0..(row0 + ROWS).min(rows) {
                 // SAFETY: `stride >= width` by the operations' checks, so parts of different blocks do not

@@ -72,10 +72,10 @@ impl<'a> Binding<'a> {
         Self::table("status", "atomic<u32>", Access::ReadWrite, wgpu.status_buffer())
     }
 
-    /// The bytes to bind: from the device's alignment on, whole words; of an empty view the buffer's first word.
+    /// The bytes to bind: from the device's alignment on, whole words; of an empty view the buffer's first ones.
     fn bound(&self, alignment: u64) -> Range<u64> {
         if self.range.is_empty() {
-            return 0..4;
+            return 0..self.buffer.size().min(16);
         }
         self.range.start - self.lead(alignment)..self.range.end.next_multiple_of(4)
     }
