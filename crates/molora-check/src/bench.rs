@@ -15,13 +15,18 @@ use molora::element::ElementType;
 const MOST_FLOPS: f64 = 4e8;
 
 /// The layers of published models: `(in_features, out_features, experts, top_k, rank)`.
-const LAYERS: [(usize, usize, usize, usize, usize); 3] = [
-    // MING-MOE's size on a 7B model, the README's case.
+const LAYERS: [(usize, usize, usize, usize, usize); 7] = [
+    // MING-MOE's size on a 7B model, the README's case; its feed-forward on 7B and 1.8B.
     (4096, 4096, 8, 2, 16),
+    (4096, 11008, 8, 2, 16),
+    (2048, 5504, 8, 2, 16),
     // Qwen3-30B-A3B's expert width.
     (2048, 768, 128, 8, 16),
-    // PHATGOOSE on T5.
+    // PHATGOOSE on T5, both numbers of experts.
     (2048, 2048, 36, 2, 16),
+    (2048, 5120, 166, 2, 16),
+    // RAMoLE: three retrieved adapters a request.
+    (4096, 4096, 48, 3, 8),
 ];
 
 /// The small layer of quick runs.
