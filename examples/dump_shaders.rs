@@ -17,10 +17,12 @@ fn main() -> Result<(), Failure> {
         for batch_invariant in [false, true] {
             // Both kinds of rows: read by fours, and one by one.
             for width in [8, 6] {
-                let wgpu = wgpu.batch_invariant(batch_invariant);
-                variants::<f32>(&wgpu, element, width)?;
-                variants::<f16>(&wgpu, element, width)?;
-                variants::<bf16>(&wgpu, element, width)?;
+                for wide in [false, true] {
+                    let wgpu = wgpu.batch_invariant(batch_invariant).wide_tiles(wide);
+                    variants::<f32>(&wgpu, element, width)?;
+                    variants::<f16>(&wgpu, element, width)?;
+                    variants::<bf16>(&wgpu, element, width)?;
+                }
             }
         }
     }

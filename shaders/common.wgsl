@@ -3,18 +3,17 @@
 // An entry of a plan that names nothing.
 const NONE: u32 = 0xffffffffu;
 
-// Bits of the status word; see `Status`.
-const ID_OUT_OF_RANGE: u32 = 1u;
-const STALE_SLOT: u32 = 2u;
-const SCORE_NOT_FINITE: u32 = 4u;
-const UNEQUAL_RANKS: u32 = 8u;
-
 // One slot of a pool, as `adapter::slots::Slot` lays it out.
 struct Slot {
     row: u32,
     rank: u32,
     scaling: f32,
     added_at: u32,
+}
+
+// Whether the slot still is what the ids of a plan made at `epoch` meant.
+fn holds(slot: Slot, epoch: u32) -> bool {
+    return slot.rank > 0u && slot.added_at <= epoch;
 }
 
 // Grids of more workgroups than one dimension takes are folded into two.

@@ -1,13 +1,14 @@
 // Expand: y_t (+)= sum over routes n of w_n scaling B h_n; b is B transposed, one row per rank. See
 // src/ops/expand.rs. A thread owns four neighbouring columns.
 
-fn holds(slot: Slot) -> bool {
-    return slot.rank > 0u && slot.added_at <= params.epoch;
-}
-
 fn factor(slot: Slot, n: u32) -> f32 {
     if (PER_ROUTE == 1u) { return slot.scaling; }
-    return slot.scaling * topk_weights_at(n);
+    let weight = topk_weights_at(n);
+    if (!is_finite(weight)) {
+        atomicOr(&status, WEIGHT_NOT_FINITE);
+        return 0.0;
+    }
+    return slot.scaling * weight;
 }
 
 fn h_row(n: u32) -> u32 {
@@ -41,7 +42,7 @@ fn expand_few(
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
     let row = group / params.column_blocks;
-    let column = 256u * (group % params.column_blocks) + 4u * lane;
+    let column = COLUMNS * (group % params.column_blocks) + 4u * lane;
     if (column >= params.out_features) { return; }
     let routes = select(params.top_k, 1u, PER_ROUTE == 1u);
     var sum = vec4<f32>();
@@ -50,7 +51,7 @@ fn expand_few(
         let e = plan[params.at_ids + n];
         if (e == NONE) { continue; }
         let slot = slots[e];
-        if (!holds(slot)) {
+        if (!holds(slot, params.epoch)) {
             if (lane == 0u) { atomicOr(&status, STALE_SLOT); }
             continue;
         }
@@ -73,8 +74,8 @@ fn expand_few(
 //         for each sixteen (four, one) ranks:  b = rows of B
 //             for each route of the expert:  acc[row of the route] += factor * <h, b>
 
-const ROWS: u32 = 16u;
-var<workgroup> acc: array<vec4<f32>, 1024>; // [ROWS][64 lanes], 16 KiB
+// [ROWS][64 lanes]: 16 KiB at 16 rows.
+var<workgroup> acc: array<vec4<f32>, ROWS * 64u>;
 
 fn route_at(chunk: u32, i: u32) -> u32 {
     return plan[params.at_chunks + chunk * params.chunk_routes + i];
@@ -158,7 +159,7 @@ fn expand_many(
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
     let chunk = group / params.column_blocks;
-    let column = 256u * (group % params.column_blocks) + 4u * lane;
+    let column = COLUMNS * (group % params.column_blocks) + 4u * lane;
     if (column >= params.out_features) { return; }
     let count = min(params.chunk_routes, params.routes - chunk * params.chunk_routes);
     for (var row = 0u; row < ROWS; row++) { acc[row * 64u + lane] = vec4<f32>(); }
@@ -170,7 +171,7 @@ fn expand_many(
         var end = begin + 1u;
         while (expert_at(chunk, end, count) == e && (PER_ROUTE == 0u || end - begin < ROWS)) { end++; }
         let slot = slots[e];
-        let live = holds(slot);
+        let live = holds(slot, params.epoch);
         if (live) {
             add_segment(chunk, begin, end, slot, column, lane);
         } else if (lane == 0u) {

@@ -1,12 +1,12 @@
 // Plan: a stable counting sort of the live routes by expert, without atomics; see src/ops/plan.rs.
 //
-//     plan_chunks   one workgroup a chunk of whole tokens (at most 256 routes): refuse ids that name nothing,
+//     plan_chunks   one workgroup a chunk of whole tokens (at most LANES routes): refuse ids that name nothing,
 //                   sort the chunk by (expert, route), count the chunk's routes of each expert
 //     plan_scan     one workgroup: prefix sums over the chunks of each expert, then over the experts
 //     plan_place    one workgroup a chunk: every route to its place, every tile of an expert to the tile list
 
-var<workgroup> keys: array<u32, 256>;
-var<workgroup> totals: array<vec2<u32>, 256>;
+var<workgroup> keys: array<u32, LANES>;
+var<workgroup> totals: array<vec2<u32>, LANES>;
 
 // The id where it names a live slot of this plan's time, NONE otherwise.
 fn live_id(id: i32) -> u32 {
@@ -16,14 +16,14 @@ fn live_id(id: i32) -> u32 {
         return NONE;
     }
     let slot = slots[u32(id)];
-    if (slot.rank == 0u || slot.added_at > params.epoch) {
+    if (!holds(slot, params.epoch)) {
         atomicOr(&status, STALE_SLOT);
         return NONE;
     }
     return u32(id);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn plan_chunks(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -61,9 +61,9 @@ fn plan_chunks(
     }
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn plan_scan(@builtin(local_invocation_index) lane: u32) {
-    let share = (params.experts + 255u) / 256u;
+    let share = (params.experts + LANES - 1u) / LANES;
     let first = min(lane * share, params.experts);
     let end = min(first + share, params.experts);
     var total = vec2<u32>(); // routes, tiles
@@ -80,7 +80,7 @@ fn plan_scan(@builtin(local_invocation_index) lane: u32) {
     }
     totals[lane] = total;
     workgroupBarrier();
-    for (var step = 1u; step < 256u; step <<= 1u) {
+    for (var step = 1u; step < LANES; step <<= 1u) {
         var sum = totals[lane];
         if (lane >= step) { sum += totals[lane - step]; }
         workgroupBarrier();
@@ -94,13 +94,13 @@ fn plan_scan(@builtin(local_invocation_index) lane: u32) {
         plan[params.at_tile_offsets + e] = before.y;
         before += vec2(count, (count + TILE_ROUTES - 1u) / TILE_ROUTES);
     }
-    if (lane == 255u) {
-        plan[params.at_offsets + params.experts] = totals[255].x;
-        plan[params.at_tile_offsets + params.experts] = totals[255].y;
+    if (lane == LANES - 1u) {
+        plan[params.at_offsets + params.experts] = totals[LANES - 1u].x;
+        plan[params.at_tile_offsets + params.experts] = totals[LANES - 1u].y;
     }
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(LANES)
 fn plan_place(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,

@@ -1,10 +1,5 @@
 // Shrink: h_n = A x_t for every live route n of token t; w is A, one row per rank. See src/ops/shrink.rs.
 
-// Whether the slot still is what the plan's ids meant.
-fn holds(slot: Slot) -> bool {
-    return slot.rank > 0u && slot.added_at <= params.epoch;
-}
-
 // One workgroup per route and eight ranks.
 @compute @workgroup_size(64)
 fn shrink_few(
@@ -19,7 +14,7 @@ fn shrink_few(
     let e = plan[params.at_ids + n];
     if (e == NONE) { return; }
     let slot = slots[e];
-    if (!holds(slot)) {
+    if (!holds(slot, params.epoch)) {
         if (lane == 0u) { atomicOr(&status, STALE_SLOT); }
         return;
     }
@@ -55,7 +50,7 @@ fn shrink_many(
     let first = plan[params.at_tiles + 2u * tile + 1u];
     let routes = min(plan[params.at_offsets + e + 1u] - first, TILE_M);
     let slot = slots[e];
-    if (!holds(slot)) {
+    if (!holds(slot, params.epoch)) {
         if (thread == 0u) { atomicOr(&status, STALE_SLOT); }
         return;
     }

@@ -18,10 +18,16 @@ fn shrink_rank_sum(
         let e = plan[params.at_ids + n];
         if (e == NONE) { continue; }
         let slot = slots[e];
+        if (!holds(slot, params.epoch)) { continue; } // shrink has told
         if (rank == 0u) { rank = slot.rank; }
         widest = max(widest, slot.rank);
         if (slot.rank != rank) { rank = NONE; }
-        if (r < slot.rank) { sum += topk_weights_at(n) * routes_h_at(n * params.h_width + r); }
+        let weight = topk_weights_at(n);
+        if (!is_finite(weight)) {
+            atomicOr(&status, WEIGHT_NOT_FINITE);
+        } else if (r < slot.rank) {
+            sum += weight * routes_h_at(n * params.h_width + r);
+        }
     }
     if (rank == NONE) {
         sum = 0.0;

@@ -1,12 +1,11 @@
-// Many rows: 64 rows of x times TILE_N rows of w, 8 x 4 sums a thread in registers, or 8 x 8 where WIDE is 1.
+// Many rows: TILE_M rows of x times TILE_N rows of w, 8 x 4 sums a thread in registers, or 8 x 8 where WIDE is 1.
 //
 //     for every 16 columns of the inner dimension:
-//         stage x [16][64] and w [16][TILE_N], the inner dimension outermost
+//         stage x [16][TILE_M] and w [16][TILE_N], the inner dimension outermost
 //         for each column: 8 x 4 products from three vectors of four (8 x 8 from four)
 //
 // One thread adds all products of a sum in the order of the inner dimension: the same bits in every tile.
 
-const TILE_M: u32 = 64u;
 const TILE_K: u32 = 16u;
 const QUADS_M: u32 = TILE_M / 4u;
 const QUADS_N: u32 = TILE_N / 4u;

@@ -253,7 +253,7 @@ impl Buffers {
         element: usize,
     ) -> Result<&'a mut Self> {
         let wgpu = layer.device();
-        let (routes, bytes) = (tokens * layer.router().top_k(), layer.workspace_bytes(tokens));
+        let (routes, bytes) = (tokens * layer.router().top_k(), layer.workspace_bytes(tokens)?);
         let enough = |held: &[u64; 2]| held[0] >= bytes[0] && held[1] >= bytes[1];
         let fits = |b: &Self| tokens <= b.tokens && routes <= b.routes && enough(&b.workspace_bytes);
         if !held.as_ref().is_some_and(fits) {

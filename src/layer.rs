@@ -23,14 +23,14 @@ use crate::ops::{Output, base, expand, plan, route, route::LinearRouter, route::
 const OP: &str = "layer";
 
 /// Where a layer's pool and router live.
-pub trait Device {
+pub trait Place {
     /// Adapters in the device's memory.
     type Pool;
     /// A linear router's parameters in the device's memory.
     type Linear;
 }
 
-impl Device for Cpu {
+impl Place for Cpu {
     type Pool = cpu::Pool;
     type Linear = LinearRouter;
 }
@@ -95,14 +95,14 @@ pub struct Routing<'a> {
 
 /// A linear layer with LoRA experts on device D.
 #[derive(Debug)]
-pub struct MoeLora<D: Device> {
+pub struct MoeLora<D: Place> {
     device: D,
     pool: D::Pool,
     router: Router<D::Linear>,
     output: Output,
 }
 
-impl<D: Device> MoeLora<D> {
+impl<D: Place> MoeLora<D> {
     /// What the experts' products become; `Sum` unless said otherwise.
     pub fn with_output(self, output: Output) -> Self {
         Self { output, ..self }
@@ -266,6 +266,7 @@ impl MoeLora<Cpu> {
         let shapes = self.shapes(self.pool.slots(), rows);
         let plan = self.device.plan(&shapes.plan, &self.pool, routing.topk_ids)?;
         self.device.shrink(&shapes.shrink, &plan, &self.pool, x, routing.topk_weights, workspace)?;
+        plan.check_weights(OP, routing.topk_weights)?;
         if let Some(Base { weight, bias }) = base {
             self.device.base(&shapes.base, weight, bias, x, y)?;
         }

@@ -8,7 +8,7 @@ use molora::device::cpu;
 use molora::device::wgpu::{Pool, Status, View};
 use molora::layer::{Base, MoeLora, Router, Routing, RoutingView, Rows};
 use molora::ops::route::{LinearRouter, Weighting};
-use molora::ops::{base, plan};
+use molora::ops::{Output, base, expand, plan, shrink};
 use molora::{Cpu, Element, ElementType, Error, Lora, Wgpu};
 
 const IN: usize = 24;
@@ -91,7 +91,7 @@ fn two_layers_in_one_encoder<E: Element>(tolerance: f32) {
         let w_buffer = wgpu.upload(&[canary(first), weight.clone()].concat()).unwrap();
         let ids = wgpu.upload(&[7i32; 3 + TOKENS * TOP_K + 3]).unwrap();
         let weights = wgpu.upload(&[7f32; 3 + TOKENS * TOP_K + 3]).unwrap();
-        let [plan_bytes, h_bytes] = layer.workspace_bytes(TOKENS);
+        let [plan_bytes, h_bytes] = layer.workspace_bytes(TOKENS).unwrap();
         let words = |bytes: u64| wgpu.upload(&vec![0xffff_ffffu32; bytes as usize / 4]).unwrap();
         let mut workspace = layer.workspace_in(words(plan_bytes), words(h_bytes));
         let routing = RoutingView {
@@ -267,4 +267,110 @@ fn the_engines_own_device_is_taken_as_it_is() {
     layer.forward(&mut encoder, &rows(), base, x_view, routing, &mut workspace, y_view).unwrap();
     wgpu.queue().submit([encoder.finish()]);
     close(&wgpu.download::<f32>(&y_buffer, TOKENS * OUT).unwrap(), &expected(3, &x, &weight).0, 1e-5);
+}
+
+#[test]
+fn empty_views_bind() {
+    let wgpu = wgpu();
+    let (small, y) = (wgpu.upload(&[0f32]).unwrap(), wgpu.upload(&[f32::NAN; 4]).unwrap());
+    let none = View::<f32>::new(&small, 1, 0).unwrap();
+    let mut encoder = wgpu.encoder();
+    let sizes = base::Sizes { tokens: 2, in_features: 0, out_features: 2, x_stride: 0, y_stride: 2 };
+    wgpu.base(&mut encoder, &sizes, none, None, none, View::whole(&y)).unwrap();
+    wgpu.queue().submit([encoder.finish()]);
+    assert_eq!(wgpu.download::<f32>(&y, 4).unwrap(), [0.0; 4]);
+
+    // No adapter at all: nothing to shrink, and expand overwrites y with zeros.
+    let (y, ids) = (wgpu.upload(&[f32::NAN; OUT]).unwrap(), wgpu.upload(&[-1i32]).unwrap());
+    let pool = Pool::new(&wgpu, sizes_of_nothing()).unwrap();
+    let mut encoder = wgpu.encoder();
+    let (tokens, top_k, h_stride, output) = (1, 1, 0, Output::Sum);
+    let ids = View::new(&ids, 0, 1).unwrap();
+    let plan = wgpu.plan(&mut encoder, &plan::Sizes { tokens, top_k, experts: 1 }, &pool, ids).unwrap();
+    let sizes = expand::Sizes {
+        tokens,
+        top_k,
+        out_features: OUT,
+        h_stride,
+        y_stride: OUT,
+        output,
+        accumulate: false,
+    };
+    let weights = View::new(&small, 0, 1).unwrap();
+    wgpu.expand(&mut encoder, &sizes, &plan, &pool, none, weights, View::<f32>::whole(&y)).unwrap();
+    wgpu.queue().submit([encoder.finish()]);
+    assert_eq!(wgpu.download::<f32>(&y, OUT).unwrap(), [0.0; OUT]);
+}
+
+fn sizes_of_nothing() -> PoolSizes {
+    PoolSizes { experts: 1, rank_capacity: 0, ..sizes(ElementType::F32) }
+}
+
+#[test]
+fn a_plan_is_of_one_pool_and_a_pool_of_one_device() {
+    let wgpu = wgpu();
+    let (one, other) = (layer::<f32>(&wgpu, 3), layer::<f32>(&wgpu, 3));
+    let ids = wgpu.upload(&[0i32]).unwrap();
+    let (tokens, top_k, output) = (1, 1, Output::Sum);
+    let mut encoder = wgpu.encoder();
+    let sizes = plan::Sizes { tokens, top_k, experts: RANKS.len() };
+    let plan = wgpu.plan(&mut encoder, &sizes, one.pool(), View::new(&ids, 0, 1).unwrap()).unwrap();
+    let (x, weights) = (wgpu.upload(&[0f32; IN]).unwrap(), wgpu.upload(&[1f32; 4]).unwrap());
+    let h = wgpu.upload(&[0f32; 20]).unwrap();
+    let sizes = shrink::Sizes { tokens, top_k, in_features: IN, x_stride: IN, h_stride: 20, output };
+    let (x, weights, h) = (View::<f32>::whole(&x), View::new(&weights, 0, 1).unwrap(), View::whole(&h));
+    let error = wgpu.shrink(&mut encoder, &sizes, &plan, other.pool(), x, weights, h).unwrap_err();
+    assert_eq!(error.to_string(), "shrink: plan: expected a plan made for this pool, got another's");
+
+    let foreign = Pool::new(&self::wgpu(), self::sizes(ElementType::F32)).unwrap();
+    let error = MoeLora::<Wgpu>::new(&wgpu, foreign, Router::External { top_k: 1 }).unwrap_err();
+    assert!(error.to_string().contains("one of another device"), "{error}");
+}
+
+#[test]
+fn absurd_sizes_are_errors() {
+    let layer = layer::<f32>(&wgpu(), 3);
+    for tokens in [usize::MAX, usize::MAX / 2, 1 << 40] {
+        assert!(layer.workspace_bytes(tokens).is_err());
+        assert!(layer.workspace(tokens).is_err());
+    }
+    let buffer = layer.device().upload(&[0f32; 4]).unwrap();
+    assert!(View::<f16>::new(&buffer, 0, usize::MAX / 2).is_err());
+    assert!(layer.device().download::<f32>(&buffer, usize::MAX).is_err());
+}
+
+#[test]
+fn weights_that_are_not_finite_never_reach_y() {
+    let mut weights = [1.0; TOKENS];
+    weights[2] = f32::NAN;
+    let x = values::<f32>(1, TOKENS * IN);
+
+    let mut pool = cpu::Pool::new(sizes(ElementType::F32)).unwrap();
+    pool.put(1, &lora::<f32>(1)).unwrap();
+    let layer = MoeLora::<Cpu>::new(&Cpu::new().unwrap(), pool, Router::External { top_k: 1 }).unwrap();
+    let (mut workspace, mut y) = (vec![0.0; layer.workspace_len(TOKENS)], vec![7f32; TOKENS * OUT]);
+    let mut ids = [1; TOKENS];
+    let mut routing = Routing { topk_ids: &mut ids, topk_weights: &mut weights };
+    let weight = values::<f32>(5, OUT * IN);
+    let base = Base { weight: weight.as_slice(), bias: None };
+    let error = layer.forward(&rows(), base, &x, &mut routing, &mut workspace, &mut y).unwrap_err();
+    assert_eq!(error.to_string(), "layer: topk_weights[2, 0]: expected a finite weight, got NaN");
+    assert!(y.iter().all(|&v| v == 7.0), "a refused call leaves y alone");
+
+    let wgpu = wgpu();
+    let mut layer = self::layer::<f32>(&wgpu, 3);
+    layer.set_router(Router::External { top_k: 1 }).unwrap();
+    let (x, y) = (wgpu.upload(&x).unwrap(), wgpu.upload(&[5f32; TOKENS * OUT]).unwrap());
+    let (ids, weights) = (wgpu.upload(&ids).unwrap(), wgpu.upload(&weights).unwrap());
+    let (topk_ids, topk_weights) =
+        (View::new(&ids, 0, TOKENS).unwrap(), View::new(&weights, 0, TOKENS).unwrap());
+    let (mut workspace, mut encoder) = (layer.workspace(TOKENS).unwrap(), wgpu.encoder());
+    let (x, y_view) = (View::<f32>::whole(&x), View::whole(&y));
+    let routing = RoutingView { topk_ids, topk_weights };
+    layer.forward_delta(&mut encoder, &rows(), x, routing, &mut workspace, y_view).unwrap();
+    wgpu.queue().submit([encoder.finish()]);
+    let y = wgpu.download::<f32>(&y, TOKENS * OUT).unwrap();
+    assert_eq!(layer.device().take_status().unwrap(), Status::WEIGHT_NOT_FINITE);
+    assert!(y.iter().all(|v| v.is_finite()) && y[2 * OUT..3 * OUT].iter().all(|&v| v == 5.0));
+    assert!(y[..OUT].iter().any(|&v| v != 5.0));
 }

@@ -28,6 +28,7 @@ fn devices() -> Vec<Device> {
 
 #[cfg(feature = "wgpu")]
 fn devices() -> Vec<Device> {
+    molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
     let opened = molora::Wgpu::adapters().into_iter().filter_map(|adapter| molora::Wgpu::open(&adapter).ok());
     std::iter::once(Device::Cpu(Cpu::new().unwrap())).chain(opened.map(Device::Wgpu)).collect()
 }

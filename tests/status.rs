@@ -97,6 +97,17 @@ fn a_plan_does_not_outlive_its_adapters() {
         put(&mut pool, 1);
         assert_eq!(delta(&wgpu, &pool, &plan, Output::Sum), [4.0, 0.0, 8.0], "replaced");
         assert_eq!(wgpu.take_status().unwrap(), Status::STALE_SLOT);
+        // The order of a token's slots does not matter, nor does the output.
+        for ids in [[0, 1, 0], [1, 0, 0]] {
+            let plan = planned(&wgpu, &pool, &ids);
+            pool.evict(1).unwrap();
+            for output in [Output::PerRoute, Output::RankSum] {
+                let live: Vec<f32> = ids.iter().map(|&id| if id == 1 { 0.0 } else { 4.0 }).collect();
+                assert_eq!(delta(&wgpu, &pool, &plan, output), live, "{output:?}");
+                assert_eq!(wgpu.take_status().unwrap(), Status::STALE_SLOT);
+            }
+            put(&mut pool, 1);
+        }
         let fresh = planned(&wgpu, &pool, &[0, 1, 2]);
         assert_eq!(delta(&wgpu, &pool, &fresh, Output::Sum), [4.0, 4.0, 8.0], "planned anew");
         assert!(wgpu.take_status().unwrap().is_ok());

@@ -8,6 +8,7 @@ use super::Lora;
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const OP: &str = "pool";
 
@@ -78,8 +79,10 @@ impl Slot {
 }
 
 /// Slots, free rows and the clock of one pool.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Slots {
+    /// Tells this pool from all others of the process: clocks of different pools cannot be compared.
+    id: u64,
     sizes: PoolSizes,
     slots: Vec<Slot>,
     /// First free row -> free rows from there, never adjacent.
@@ -110,7 +113,9 @@ impl Slots {
             }
         }
         let free = (sizes.rank_capacity > 0).then_some((0, sizes.rank_capacity)).into_iter().collect();
-        Ok(Self { sizes, slots: vec![Slot::default(); sizes.experts], free, epoch: 0 })
+        static POOLS: AtomicU64 = AtomicU64::new(1);
+        let id = POOLS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, sizes, slots: vec![Slot::default(); sizes.experts], free, epoch: 0 })
     }
 
     /// What the pool was made for.
@@ -121,6 +126,20 @@ impl Slots {
     /// All slots, empty ones with rank 0.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// This pool's number, never 0.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Refuses a plan that was made for another pool.
+    pub(crate) fn check_plan_pool(&self, op: &'static str, pool: u64) -> Result<()> {
+        if pool == self.id {
+            Ok(())
+        } else {
+            Err(Error::argument(op, "plan", "a plan made for this pool", "another's"))
+        }
     }
 
     /// The clock: the number of changes so far.
@@ -248,6 +267,19 @@ mod tests {
         pool.evict(1).unwrap();
         assert_eq!(pool.insert(3, 10, 1.0).unwrap().row, 0);
         assert_eq!(pool.free_ranks(), 0);
+    }
+
+    #[test]
+    fn slots_lie_as_the_shaders_read_them() {
+        use std::mem::offset_of;
+        assert_eq!(size_of::<Slot>(), 16);
+        let offsets = [
+            offset_of!(Slot, row),
+            offset_of!(Slot, rank),
+            offset_of!(Slot, scaling),
+            offset_of!(Slot, added_at),
+        ];
+        assert_eq!(offsets, [0, 4, 8, 12]);
     }
 
     #[test]

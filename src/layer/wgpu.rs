@@ -1,13 +1,13 @@
 //! The layer on WebGPU: the same calls, recorded into the engine's encoder.
 
-use super::{Base, Device, MoeLora, Router, Rows, check_router};
+use super::{Base, MoeLora, OP, Place, Router, Rows, check_router};
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::route::{LinearRouter, WgpuRouter};
 use crate::ops::{Output, plan, route};
 
-impl Device for Wgpu {
+impl Place for Wgpu {
     type Pool = device::Pool;
     type Linear = WgpuRouter;
 }
@@ -31,6 +31,14 @@ pub struct Workspace {
 impl MoeLora<Wgpu> {
     /// A layer from a pool and a router. The layer has a status word of its own: `layer.device().take_status()`.
     pub fn new(wgpu: &Wgpu, pool: device::Pool, router: Router<LinearRouter>) -> Result<Self> {
+        if !pool.wgpu().shares_device(wgpu) {
+            return Err(Error::argument(
+                OP,
+                "pool",
+                format!("a pool on {}", wgpu.describe()),
+                "one of another device",
+            ));
+        }
         let device = wgpu.with_own_status();
         let mut layer = Self { device, pool, router: Router::External { top_k: 0 }, output: Output::Sum };
         layer.set_router(router)?;
@@ -57,15 +65,16 @@ impl MoeLora<Wgpu> {
     }
 
     /// Bytes of the workspace's two buffers, plan and h, for calls of at most `tokens` tokens.
-    pub fn workspace_bytes(&self, tokens: usize) -> [u64; 2] {
+    pub fn workspace_bytes(&self, tokens: usize) -> Result<[u64; 2]> {
         let sizes =
             plan::Sizes { tokens, top_k: self.router.top_k(), experts: self.pool.slots().sizes().experts };
-        [device::Plan::bytes(&sizes), self.h_len(self.pool.slots(), tokens) as u64 * 4]
+        sizes.check()?;
+        Ok([device::Plan::bytes(&sizes), (self.h_len(self.pool.slots(), tokens) as u64).saturating_mul(4)])
     }
 
     /// A workspace in memory of its own.
     pub fn workspace(&self, tokens: usize) -> Result<Workspace> {
-        let [plan, h] = self.workspace_bytes(tokens);
+        let [plan, h] = self.workspace_bytes(tokens)?;
         Ok(self.workspace_in(self.device.storage("plan", plan)?, self.device.storage("h", h)?))
     }
 
@@ -109,15 +118,7 @@ impl MoeLora<Wgpu> {
     ) -> Result<()> {
         self.check_forward()?;
         self.route(encoder, rows, x, routing)?;
-        self.device.base(
-            encoder,
-            &self.shapes(self.pool.slots(), rows).base,
-            base.weight,
-            base.bias,
-            x,
-            y,
-        )?;
-        self.forward_routed(encoder, rows, x, routing, workspace, y)
+        self.forward_routed(encoder, rows, Some(base), x, routing, workspace, y)
     }
 
     /// `y += experts`, onto a base product that the engine computed; recorded into `encoder`.
@@ -131,13 +132,15 @@ impl MoeLora<Wgpu> {
         y: View<X>,
     ) -> Result<()> {
         self.route(encoder, rows, x, routing)?;
-        self.forward_routed(encoder, rows, x, routing, workspace, y)
+        self.forward_routed(encoder, rows, None, x, routing, workspace, y)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the order on every device, behind the encoder")]
     fn forward_routed<X: Element>(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         rows: &Rows,
+        base: Option<Base<View<X>>>,
         x: View<X>,
         RoutingView { topk_ids, topk_weights }: RoutingView,
         workspace: &mut Workspace,
@@ -148,6 +151,9 @@ impl MoeLora<Wgpu> {
         let h = View::whole(h);
         self.device.plan_into(encoder, &shapes.plan, &self.pool, topk_ids, plan)?;
         self.device.shrink(encoder, &shapes.shrink, plan, &self.pool, x, topk_weights, h)?;
+        if let Some(Base { weight, bias }) = base {
+            self.device.base(encoder, &shapes.base, weight, bias, x, y)?;
+        }
         self.device.expand(encoder, &shapes.expand, plan, &self.pool, h, topk_weights, y)
     }
 }

@@ -1,11 +1,11 @@
 //! Base: the frozen linear layer, `y = x weight^T (+ bias)`; `weight [out_features, in_features]`.
 
 #[cfg(feature = "wgpu")]
-use super::{Form, Grid, check_packed, word};
+use super::{Form, Grid, check_packed, tile_constants, word};
 use super::{check_len, check_rows};
 use crate::device::cpu::Cpu;
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{Binding, Launch, View, Wgpu};
+use crate::device::wgpu::{Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -92,7 +92,7 @@ impl Cpu {
 pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
     let few = sizes.tokens <= 4 && !batch_invariant;
     let (form, columns, rows) =
-        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(64)) };
+        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(TILE_ROWS)) };
     let blocks = sizes.out_features.div_ceil(columns);
     Grid { form, columns, blocks, groups: rows * blocks }
 }
@@ -131,7 +131,7 @@ impl Wgpu {
             op: OP,
             entry: if form == Form::Few { "base_few" } else { "base_many" },
             body: &[biased, rows, tile, include_str!("../../shaders/base.wgsl")],
-            constants: &[("TILE_N", if form == Form::Few { 16 } else { columns as u32 }), ("WIDE", 1)],
+            constants: &tile_constants(if form == Form::Few { 16 } else { columns }, true),
             params: &[
                 ("tokens", word(OP, "tokens", sizes.tokens)?),
                 ("in_features", word(OP, "in_features", sizes.in_features)?),

@@ -4,7 +4,7 @@
 //! out_features]` without the weights for `PerRoute`. Adds to y or overwrites it; a row without an expert is
 //! left alone when adding and set to 0 when overwriting. y is rounded once.
 
-use super::{Expert, Output, check_equal, check_len, check_rows, plan::Plan};
+use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 #[cfg(feature = "wgpu")]
 use super::{Form, Grid, check_packed, word};
 use crate::device::cpu::{Cpu, Pool};
@@ -80,7 +80,7 @@ pub fn definition<Y: Element, A: Element>(
     y: &mut [Y],
 ) -> Result<()> {
     let max_rank = experts.iter().map(|e| e.rank).max().unwrap_or(0);
-    check_equal(OP, "experts", plan.sizes().experts, experts.len())?;
+    check_experts(OP, plan, experts, sizes.out_features, |e| e.lora_b.len())?;
     sizes.check(plan.sizes(), max_rank, h.len(), topk_weights.len(), y.len())?;
     if sizes.output != Output::PerRoute {
         plan.check_weights(OP, topk_weights)?;
@@ -162,11 +162,15 @@ impl Cpu {
     }
 }
 
+/// Columns of a workgroup: four for each of its 64 lanes.
+#[cfg(feature = "wgpu")]
+const COLUMNS: usize = 256;
+
 /// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 256 columns
 /// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
 #[cfg(feature = "wgpu")]
 pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) -> Grid {
-    let (routes, columns) = (sizes.tokens * sizes.top_k, 256);
+    let (routes, columns) = (sizes.tokens * sizes.top_k, COLUMNS);
     let per_chunk = routes.div_ceil(chunks.max(1));
     let many = routes > 0 && (batch_invariant || (sizes.tokens >= 16 && per_chunk >= 2 * live));
     let blocks = sizes.out_features.div_ceil(columns);
@@ -196,6 +200,7 @@ impl Wgpu {
         let slots = pool.slots();
         check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
         check_equal(OP, "plan.experts", slots.sizes().experts, plan.sizes().experts)?;
+        slots.check_plan_pool(OP, plan.pool)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
         check_packed::<Y>(OP, "y", sizes.y_stride, y.len())?;
         let grid = grid(sizes, pool.live(), plan.layout.chunks, self.is_batch_invariant());
@@ -212,6 +217,8 @@ impl Wgpu {
             entry: if grid.form == Form::Few { "expand_few" } else { "expand_many" },
             body: &[include_str!("../../shaders/expand.wgsl")],
             constants: &[
+                ("ROWS", device::CHUNK_TOKENS as u32),
+                ("COLUMNS", COLUMNS as u32),
                 ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),
                 ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
                 ("ACCUMULATE", u32::from(sizes.accumulate)),

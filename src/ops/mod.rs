@@ -71,6 +71,21 @@ pub(crate) const fn span(rows: usize, width: usize, stride: usize) -> usize {
     if rows == 0 || width == 0 { 0 } else { (rows - 1).saturating_mul(stride).saturating_add(width) }
 }
 
+/// The experts of a definition are the plan's, each with all of its factor.
+pub(crate) fn check_experts<A>(
+    op: &'static str,
+    plan: &plan::Plan,
+    experts: &[Expert<A>],
+    width: usize,
+    factor_len: impl Fn(&Expert<A>) -> usize,
+) -> Result<()> {
+    check_equal(op, "experts", plan.sizes().experts, experts.len())?;
+    for (e, expert) in experts.iter().enumerate() {
+        check_len(op, &format!("experts[{e}]"), expert.rank.saturating_mul(width), factor_len(expert))?;
+    }
+    Ok(())
+}
+
 /// A slice holds exactly `expected` elements.
 pub(crate) fn check_len(op: &'static str, argument: &str, expected: usize, got: usize) -> Result<()> {
     if got == expected {
@@ -144,6 +159,12 @@ pub struct Grid {
     pub blocks: usize,
     /// Workgroups.
     pub groups: usize,
+}
+
+/// The shape of `tile.wgsl`: rows of w in a tile, and whether a thread takes eight of them or four.
+#[cfg(feature = "wgpu")]
+pub(crate) fn tile_constants(columns: usize, wide: bool) -> [(&'static str, u32); 3] {
+    [("TILE_M", crate::device::wgpu::TILE_ROWS as u32), ("TILE_N", columns as u32), ("WIDE", u32::from(wide))]
 }
 
 /// A size as a kernel reads it.

@@ -67,6 +67,7 @@ pub struct Plan {
     sorted_routes: Vec<u32>,
     expert_offsets: Vec<u32>,
     epoch: u32,
+    pool: u64,
 }
 
 impl Plan {
@@ -129,7 +130,7 @@ pub fn definition(sizes: &Sizes, topk_ids: &[i32], epoch: u32) -> Result<Plan> {
         sorted_routes[next[id as usize] as usize] = n as u32;
         next[id as usize] += 1;
     }
-    Ok(Plan { sizes: *sizes, topk_ids: topk_ids.to_vec(), sorted_routes, expert_offsets, epoch })
+    Ok(Plan { sizes: *sizes, topk_ids: topk_ids.to_vec(), sorted_routes, expert_offsets, epoch, pool: 0 })
 }
 
 impl Cpu {
@@ -137,7 +138,7 @@ impl Cpu {
     pub fn plan(&self, sizes: &Sizes, pool: &Pool, topk_ids: &[i32]) -> Result<Plan> {
         super::check_equal(OP, "experts", pool.slots().sizes().experts, sizes.experts)?;
         let slots = pool.slots();
-        let plan = definition(sizes, topk_ids, slots.epoch())?;
+        let plan = Plan { pool: slots.id(), ..definition(sizes, topk_ids, slots.epoch())? };
         match topk_ids.iter().position(|&id| id >= 0 && slots.slots()[id as usize].rank == 0) {
             None => Ok(plan),
             Some(n) => Err(Error::argument(
@@ -159,6 +160,7 @@ impl Plan {
     /// Refuses a pool whose slots are not, or no longer, the ones that the plan's ids meant.
     pub(crate) fn check_pool(&self, op: &'static str, pool: &Pool) -> Result<()> {
         super::check_equal(op, "plan.experts", pool.slots().sizes().experts, self.sizes.experts)?;
+        pool.slots().check_plan_pool(op, self.pool)?;
         pool.slots().check_plan(op, self.epoch, self.live_experts())
     }
 }
@@ -212,7 +214,8 @@ impl Wgpu {
             return Err(Error::argument(OP, "plan", "a buffer with the usage COPY_DST", got));
         }
         let layout = device::Layout::new(sizes);
-        (plan.sizes, plan.layout, plan.epoch) = (*sizes, layout, pool.slots().epoch());
+        (plan.sizes, plan.layout) = (*sizes, layout);
+        (plan.pool, plan.epoch) = (pool.slots().id(), pool.slots().epoch());
         let counts = (layout.chunks * sizes.experts) as u64 * 4;
         if counts > 0 {
             encoder.clear_buffer(&plan.buffer, layout.at_counts as u64 * 4, Some(counts));
@@ -222,7 +225,10 @@ impl Wgpu {
                 op: OP,
                 entry,
                 body: &[include_str!("../../shaders/plan.wgsl")],
-                constants: &[("TILE_ROUTES", device::TILE_ROUTES as u32)],
+                constants: &[
+                    ("TILE_ROUTES", device::TILE_ROWS as u32),
+                    ("LANES", device::Layout::MAX_TOP_K as u32),
+                ],
                 params: &plan.params()?,
                 bindings: &[
                     Binding::ids("topk_ids", Access::Read, topk_ids),

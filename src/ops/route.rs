@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 
 const OP: &str = "route";
 
+/// Tokens whose scores the CPU holds at once.
+const TOKENS_AT_ONCE: usize = 1024;
+
 /// Largest `top_k` of a WebGPU router: its list stays in workgroup memory.
 #[cfg(feature = "wgpu")]
 pub const MAX_TOP_K: usize = 256;
@@ -155,6 +158,10 @@ pub fn select(
     ids: &mut [i32],
     weights: &mut [f32],
 ) -> Result<()> {
+    if ids.len() > scores.len() {
+        return Err(Error::argument(OP, "ids", format!("at most {} scores' worth", scores.len()), ids.len()));
+    }
+    check_len(OP, "weights", ids.len(), weights.len())?;
     if let Some(e) = scores.iter().position(|z| !z.is_finite()) {
         return Err(Error::argument(OP, format!("score[{token}, {e}]"), "a finite value", scores[e]));
     }
@@ -222,30 +229,39 @@ impl Cpu {
     ) -> Result<()> {
         sizes.check(router, x.len(), topk_ids.len(), topk_weights.len())?;
         let Sizes { tokens, in_features, x_stride, experts, top_k, weighting } = *sizes;
-        let mut scores = vec![0f32; tokens * experts];
-        self.dot_rows(
-            (tokens, experts),
-            |t| &x[t * x_stride..][..in_features],
-            |e| &router.weight[e * in_features..][..in_features],
-            (&mut scores, experts),
-            |_, e, z| z + router.bias().map_or(0.0, |b| b[e]),
-        );
+        if top_k == 0 {
+            return Ok(());
+        }
+        // Tokens in parts, so that the scores stay small.
+        let mut scores = vec![0f32; tokens.min(TOKENS_AT_ONCE) * experts];
         let (ids, weights) = (SharedMut::new(topk_ids), SharedMut::new(topk_weights));
         let first_error = std::sync::Mutex::new(None::<(usize, Error)>);
-        self.each(tokens, |t| {
-            // SAFETY: every token is one task.
-            let (ids, weights) = unsafe { (ids.part(t * top_k, top_k), weights.part(t * top_k, top_k)) };
-            if let Err(e) = select(weighting, t, &scores[t * experts..][..experts], ids, weights) {
-                let mut first = first_error.lock().unwrap_or_else(|p| p.into_inner());
-                if first.as_ref().is_none_or(|(earlier, _)| t < *earlier) {
-                    *first = Some((t, e));
+        for first in (0..tokens).step_by(TOKENS_AT_ONCE) {
+            let count = TOKENS_AT_ONCE.min(tokens - first);
+            self.dot_rows(
+                (count, experts),
+                |t| &x[(first + t) * x_stride..][..in_features],
+                |e| &router.weight[e * in_features..][..in_features],
+                (&mut scores, experts),
+                |_, e, z| z + router.bias().map_or(0.0, |b| b[e]),
+            );
+            self.each(count, |t| {
+                let n = (first + t) * top_k;
+                // SAFETY: every token is one task.
+                let (ids, weights) = unsafe { (ids.part(n, top_k), weights.part(n, top_k)) };
+                if let Err(e) = select(weighting, first + t, &scores[t * experts..][..experts], ids, weights)
+                {
+                    let mut earliest = first_error.lock().unwrap_or_else(|p| p.into_inner());
+                    if earliest.as_ref().is_none_or(|(earlier, _)| t < *earlier) {
+                        *earliest = Some((t, e));
+                    }
                 }
+            });
+            if let Some((_, e)) = first_error.lock().unwrap_or_else(|p| p.into_inner()).take() {
+                return Err(e);
             }
-        });
-        match first_error.into_inner().unwrap_or_else(|p| p.into_inner()) {
-            Some((_, e)) => Err(e),
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 

@@ -4,9 +4,9 @@
 //! rank within a token. Columns from an expert's rank up to `h_stride`, and the rows of routes without an
 //! expert, are not written.
 
-use super::{Expert, Output, check_equal, check_len, check_rows, plan::Plan};
+use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 #[cfg(feature = "wgpu")]
-use super::{Form, Grid, check_packed, word};
+use super::{Form, Grid, check_packed, tile_constants, word};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
@@ -86,7 +86,7 @@ pub fn definition<X: Element, A: Element>(
     h: &mut [f32],
 ) -> Result<()> {
     let max_rank = experts.iter().map(|e| e.rank).max().unwrap_or(0);
-    check_equal(OP, "experts", plan.sizes().experts, experts.len())?;
+    check_experts(OP, plan, experts, sizes.in_features, |e| e.lora_a.len())?;
     sizes.check(plan.sizes(), max_rank, x.len(), topk_weights.len(), h.len())?;
     if sizes.output == Output::RankSum {
         plan.check_weights(OP, topk_weights)?;
@@ -140,19 +140,23 @@ impl Cpu {
             plan.check_weights(OP, topk_weights)?;
         }
         plan.check_pool(OP, pool)?;
-        let per_route = |h: &mut [f32]| match slots.sizes().element {
-            ElementType::F32 => self.shrink_routes::<X, f32>(sizes, plan, pool, x, h),
-            ElementType::F16 => self.shrink_routes::<X, f16>(sizes, plan, pool, x, h),
-            ElementType::Bf16 => self.shrink_routes::<X, bf16>(sizes, plan, pool, x, h),
+        let per_route = |h: &mut [f32], h_stride: usize| {
+            let sizes = Sizes { h_stride, ..*sizes };
+            match slots.sizes().element {
+                ElementType::F32 => self.shrink_routes::<X, f32>(&sizes, plan, pool, x, h),
+                ElementType::F16 => self.shrink_routes::<X, f16>(&sizes, plan, pool, x, h),
+                ElementType::Bf16 => self.shrink_routes::<X, bf16>(&sizes, plan, pool, x, h),
+            }
         };
         if sizes.output != Output::RankSum {
-            per_route(h);
+            per_route(h, sizes.h_stride);
             return Ok(());
         }
         let rank_of = |id: i32| slots.slots()[id as usize].rank as usize;
         check_equal_ranks(plan, |id| rank_of(id as i32))?;
-        let mut routes = vec![0f32; sizes.tokens * sizes.top_k * sizes.h_stride];
-        per_route(&mut routes);
+        let width = slots.max_rank();
+        let mut routes = vec![0f32; plan.sizes().routes() * width];
+        per_route(&mut routes, width);
         for t in 0..sizes.tokens {
             let mut live =
                 (t * sizes.top_k..(t + 1) * sizes.top_k).filter(|&n| plan.topk_ids()[n] >= 0).peekable();
@@ -160,7 +164,7 @@ impl Cpu {
             let row = &mut h[t * sizes.h_stride..][..rank_of(plan.topk_ids()[first])];
             row.fill(0.0);
             for n in live {
-                for (sum, v) in row.iter_mut().zip(&routes[n * sizes.h_stride..]) {
+                for (sum, v) in row.iter_mut().zip(&routes[n * width..]) {
                     *sum += topk_weights[n] * v;
                 }
             }
@@ -240,6 +244,7 @@ impl Wgpu {
         let max_rank = pool.slots().max_rank();
         check_equal(OP, "in_features", pool.slots().sizes().in_features, sizes.in_features)?;
         check_equal(OP, "plan.experts", pool.slots().sizes().experts, plan.sizes().experts)?;
+        pool.slots().check_plan_pool(OP, plan.pool)?;
         sizes.check(plan.sizes(), max_rank, x.len(), topk_weights.len(), h.len())?;
         check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
         if sizes.output != Output::RankSum {
@@ -299,10 +304,10 @@ impl Wgpu {
                 include_str!("../../shaders/tile.wgsl"),
                 include_str!("../../shaders/shrink.wgsl"),
             ],
-            constants: &[
-                ("TILE_N", if grid.form == Form::Few { 16 } else { grid.columns as u32 }),
-                ("WIDE", u32::from(self.is_software())),
-            ],
+            constants: &tile_constants(
+                if grid.form == Form::Few { 16 } else { grid.columns },
+                self.has_wide_tiles(),
+            ),
             params: &params,
             bindings: &[
                 Binding::rows("x", x, sizes.x_stride),

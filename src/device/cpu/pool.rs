@@ -9,7 +9,7 @@ use crate::error::Result;
 use half::{bf16, f16};
 
 /// Adapters of one linear layer in host memory.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Pool {
     slots: Slots,
     a: Words,
@@ -17,7 +17,7 @@ pub struct Pool {
 }
 
 /// Memory of one element type, aligned for all of them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Words(Vec<u32>);
 
 impl Words {

@@ -5,12 +5,15 @@ use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A compiled kernel.
 #[derive(Debug, Clone)]
 pub(super) struct Pipeline {
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
+    /// What it was compiled from.
+    pub(super) text: Arc<str>,
 }
 
 /// One bound buffer.
@@ -47,7 +50,7 @@ impl<'a> Binding<'a> {
 
     /// Rows of elements, read by fours where their places allow it.
     pub(crate) fn rows<E: Element>(name: &'static str, view: View<'a, E>, stride: usize) -> Self {
-        let aligned = [view.first, view.len, stride].iter().all(|n| n.is_multiple_of(4));
+        let aligned = view.len > 0 && [view.first, view.len, stride].iter().all(|n| n.is_multiple_of(4));
         let tensor = if aligned { Tensor::Quads(E::TYPE) } else { Tensor::Elements(E::TYPE) };
         Self { tensor, ..Self::read(name, view) }
     }
@@ -128,10 +131,9 @@ impl Wgpu {
         let uniform = self.uniform(&params);
         let mut entries: Vec<wgpu::BindGroupEntry> = Vec::with_capacity(launch.bindings.len() + 1);
         for (index, binding) in launch.bindings.iter().enumerate() {
-            let offset = binding.range.start - binding.lead(alignment);
-            let size = (binding.range.end - offset).next_multiple_of(4).max(4);
-            let buffer =
-                wgpu::BufferBinding { buffer: binding.buffer, offset, size: std::num::NonZeroU64::new(size) };
+            let Range { start: offset, end } = binding.bound(alignment);
+            let size = std::num::NonZeroU64::new(end - offset);
+            let buffer = wgpu::BufferBinding { buffer: binding.buffer, offset, size };
             entries.push(wgpu::BindGroupEntry {
                 binding: index as u32,
                 resource: wgpu::BindingResource::Buffer(buffer),
@@ -190,8 +192,15 @@ impl Wgpu {
                 return Err(Error::argument(launch.op, binding.name, expected, format!("{size} bytes")));
             }
             for other in &launch.bindings[i + 1..] {
-                let writes = binding.access == Access::ReadWrite || other.access == Access::ReadWrite;
-                if writes && binding.buffer == other.buffer {
+                // WebGPU takes a buffer read only, or written in several places that do not overlap.
+                let bound =
+                    other.bound(alignment).start.max(bound.start)..other.bound(alignment).end.min(bound.end);
+                let clash = match (binding.access, other.access) {
+                    (Access::Read, Access::Read) => false,
+                    (Access::ReadWrite, Access::ReadWrite) => bound.start < bound.end,
+                    _ => true,
+                };
+                if clash && binding.buffer == other.buffer {
                     let expected = format!("another buffer than {}'s (one of them is written)", other.name);
                     return Err(Error::argument(launch.op, binding.name, expected, "the same buffer"));
                 }
@@ -217,14 +226,13 @@ impl Wgpu {
 
     /// The kernel for this text, compiled once per device.
     fn pipeline(&self, launch: &Launch, params: &[(Cow<'static, str>, u32)]) -> Result<Pipeline> {
-        let text = launch.text(params);
-        let key = format!("{}\n{text}", launch.entry);
+        let key = launch.key();
         let mut pipelines = self.shared.pipelines.lock().unwrap_or_else(|p| p.into_inner());
         if let Some(found) = pipelines.get(&key) {
             return Ok(found.clone());
         }
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let made = self.compile(launch, text);
+        let made = self.compile(launch, launch.text(params));
         if let Some(error) = super::block_on(scope.pop()) {
             return Err(self.failed(format!("{}: kernel refused: {error}", launch.entry)));
         }
@@ -234,7 +242,8 @@ impl Wgpu {
 
     fn compile(&self, launch: &Launch, text: String) -> Pipeline {
         let device = self.device();
-        let source = wgpu::ShaderSource::Wgsl(text.into());
+        let text: Arc<str> = text.into();
+        let source = wgpu::ShaderSource::Wgsl(text.as_ref().into());
         let module =
             device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(launch.op), source });
         let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
@@ -267,14 +276,22 @@ impl Wgpu {
             },
             cache: None,
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline, layout, text }
     }
 }
 
 impl Launch<'_> {
+    /// What tells its text from those of all other launches: an entry point has one body and one list of parameters
+    /// for the same constants and tensors.
+    fn key(&self) -> String {
+        let tensors: Vec<(&str, Tensor)> = self.bindings.iter().map(|b| (b.name, b.tensor)).collect();
+        format!("{} {:?} {tensors:?}", self.entry, self.constants)
+    }
+
     /// The whole text that is compiled.
     fn text(&self, params: &[(Cow<'static, str>, u32)]) -> String {
         let mut text = String::new();
+        text::declare_constants(&mut text, &super::Status::CONSTANTS);
         text::declare_constants(&mut text, self.constants);
         for (index, b) in self.bindings.iter().enumerate() {
             text::declare(&mut text, index, b.name, b.tensor, b.access);

@@ -13,7 +13,7 @@ pub use status::Status;
 pub use view::View;
 
 pub(crate) use launch::{Binding, Launch};
-pub(crate) use plan::{Layout, TILE_ROUTES};
+pub(crate) use plan::{CHUNK_TOKENS, Layout, TILE_ROWS};
 pub(crate) use text::{Access, Tensor};
 
 use crate::error::{Error, Result};
@@ -24,14 +24,14 @@ use std::sync::{Arc, Mutex};
 /// A WebGPU device. Cheap to clone; clones share pipelines, and the status word unless asked otherwise.
 ///
 /// Every operation records into the caller's encoder, submits nothing and waits for nothing.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wgpu {
     shared: Arc<Shared>,
     status: wgpu::Buffer,
     batch_invariant: bool,
+    wide_tiles: bool,
 }
 
-#[derive(Debug)]
 struct Shared {
     info: wgpu::AdapterInfo,
     device: wgpu::Device,
@@ -39,6 +39,12 @@ struct Shared {
     limits: wgpu::Limits,
     pipelines: Mutex<HashMap<String, launch::Pipeline>>,
     failure: Arc<Mutex<Option<String>>>,
+}
+
+impl std::fmt::Debug for Wgpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wgpu({})", self.describe())
+    }
 }
 
 impl Wgpu {
@@ -102,8 +108,9 @@ impl Wgpu {
     ) -> Self {
         let limits = device.limits();
         let status = status::buffer(&device);
+        let wide_tiles = info.device_type == wgpu::DeviceType::Cpu;
         let shared = Shared { info, device, queue, limits, pipelines: Mutex::default(), failure };
-        Self { shared: Arc::new(shared), status, batch_invariant: false }
+        Self { shared: Arc::new(shared), status, batch_invariant: false, wide_tiles }
     }
 
     /// One form for every batch size: the same bits for a token alone and in any batch, slower for few tokens.
@@ -116,9 +123,20 @@ impl Wgpu {
         self.batch_invariant
     }
 
-    /// Whether the device is a software driver: fewer, larger tasks suit it, as it pays for every load.
-    pub(crate) fn is_software(&self) -> bool {
-        self.info().device_type == wgpu::DeviceType::Cpu
+    /// Tiles of shrink with 8 x 8 sums a thread instead of 8 x 4: for devices that pay for every load, such as
+    /// software drivers, where this is the default.
+    pub fn wide_tiles(&self, on: bool) -> Self {
+        Self { wide_tiles: on, ..self.clone() }
+    }
+
+    /// Whether they are on.
+    pub(crate) fn has_wide_tiles(&self) -> bool {
+        self.wide_tiles
+    }
+
+    /// Whether two handles are clones of one.
+    pub(crate) fn shares_device(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// The device.
@@ -176,7 +194,7 @@ impl Wgpu {
     /// The first `len` elements of a buffer; copies and waits.
     pub fn download<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer, len: usize) -> Result<Vec<T>> {
         self.alive()?;
-        let bytes = ((len * size_of::<T>()) as u64).next_multiple_of(4);
+        let bytes = (len.saturating_mul(size_of::<T>()) as u64).saturating_add(3) / 4 * 4;
         if bytes > buffer.size() {
             let most = buffer.size();
             return Err(Error::argument(
@@ -216,13 +234,16 @@ impl Wgpu {
     /// The text of every kernel compiled so far, under `entry_N`: for other compilers to judge.
     pub fn shader_texts(&self) -> Vec<(String, String)> {
         let pipelines = self.shared.pipelines.lock().unwrap_or_else(|p| p.into_inner());
-        let mut texts: Vec<&String> = pipelines.keys().collect();
-        texts.sort();
-        let split = |(i, key): (usize, &&String)| {
-            let (entry, text) = key.split_once('\n').unwrap_or((key, ""));
-            (format!("{entry}_{i}"), text.to_string())
-        };
-        texts.iter().enumerate().map(split).collect()
+        let mut texts: Vec<(&str, &str)> = Vec::new();
+        for (key, pipeline) in pipelines.iter() {
+            texts.push((key.split(' ').next().unwrap_or_default(), &pipeline.text));
+        }
+        texts.sort_unstable();
+        texts
+            .iter()
+            .enumerate()
+            .map(|(i, (entry, text))| (format!("{entry}_{i}"), text.to_string()))
+            .collect()
     }
 
     /// Refuses a device that failed since it was opened.

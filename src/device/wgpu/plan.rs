@@ -2,12 +2,12 @@
 
 use crate::ops::plan::Sizes;
 
-/// Routes of one expert that a tile of shrink takes.
-pub(crate) const TILE_ROUTES: usize = 64;
+/// Rows of x in a tile of `tile.wgsl`: routes of one expert for shrink.
+pub(crate) const TILE_ROWS: usize = 64;
 /// Routes that one workgroup of the planner sorts.
 const CHUNK_ROUTES: usize = 256;
 /// Tokens whose rows of y one workgroup of expand keeps.
-const CHUNK_TOKENS: usize = 16;
+pub(crate) const CHUNK_TOKENS: usize = 16;
 
 /// Where a plan's sections begin, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Layout {
         let chunk_tokens = (CHUNK_ROUTES / sizes.top_k.max(1)).clamp(1, CHUNK_TOKENS);
         let chunk_routes = (chunk_tokens * sizes.top_k).max(1);
         let chunks = routes.div_ceil(chunk_routes);
-        let max_tiles = routes / TILE_ROUTES + experts.min(routes);
+        let max_tiles = routes / TILE_ROWS + experts.min(routes);
         let mut words = 0;
         let mut section = |length: usize| {
             let at = words;
@@ -78,6 +78,7 @@ pub struct Plan {
     pub(crate) sizes: Sizes,
     pub(crate) layout: Layout,
     pub(crate) epoch: u32,
+    pub(crate) pool: u64,
     pub(crate) buffer: wgpu::Buffer,
 }
 
@@ -85,7 +86,7 @@ impl Plan {
     /// An empty plan in this memory.
     pub(crate) fn in_buffer(buffer: wgpu::Buffer) -> Self {
         let sizes = Sizes { tokens: 0, top_k: 0, experts: 0 };
-        Self { sizes, layout: Layout::new(&sizes), epoch: 0, buffer }
+        Self { sizes, layout: Layout::new(&sizes), epoch: 0, pool: 0, buffer }
     }
 
     /// The sizes that it was last made for.
@@ -121,7 +122,7 @@ mod tests {
                     assert!(layout.chunks * layout.chunk_routes >= tokens * top_k);
                     // The worst spread: every expert but one has one route more than whole tiles.
                     let spread = experts.min(tokens * top_k);
-                    let worst = (tokens * top_k - spread) / TILE_ROUTES + spread;
+                    let worst = (tokens * top_k - spread) / TILE_ROWS + spread;
                     assert!(layout.max_tiles >= worst);
                 }
             }

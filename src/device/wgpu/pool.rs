@@ -44,6 +44,11 @@ impl Pool {
         Ok(Self { slots, wgpu: wgpu.clone(), table, a, b })
     }
 
+    /// The device whose memory it is.
+    pub(crate) fn wgpu(&self) -> &Wgpu {
+        &self.wgpu
+    }
+
     /// Slots, free ranks and the clock.
     pub fn slots(&self) -> &Slots {
         &self.slots

@@ -17,6 +17,26 @@ impl Status {
     /// Experts of different ranks in one token of a `RankSum`; the token got no delta.
     pub const UNEQUAL_RANKS: Self = Self(8);
 
+    /// A NaN or infinite weight of a live route; the route counted for nothing.
+    pub const WEIGHT_NOT_FINITE: Self = Self(16);
+
+    const NAMES: [(Self, &'static str); 5] = [
+        (Self::ID_OUT_OF_RANGE, "id out of range"),
+        (Self::STALE_SLOT, "stale slot"),
+        (Self::SCORE_NOT_FINITE, "score not finite"),
+        (Self::UNEQUAL_RANKS, "unequal ranks"),
+        (Self::WEIGHT_NOT_FINITE, "weight not finite"),
+    ];
+
+    /// The bits under the names that kernels know them by.
+    pub(super) const CONSTANTS: [(&'static str, u32); 5] = [
+        ("ID_OUT_OF_RANGE", Self::ID_OUT_OF_RANGE.0),
+        ("STALE_SLOT", Self::STALE_SLOT.0),
+        ("SCORE_NOT_FINITE", Self::SCORE_NOT_FINITE.0),
+        ("UNEQUAL_RANKS", Self::UNEQUAL_RANKS.0),
+        ("WEIGHT_NOT_FINITE", Self::WEIGHT_NOT_FINITE.0),
+    ];
+
     /// Nothing was skipped.
     pub fn is_ok(self) -> bool {
         self.0 == 0
@@ -30,14 +50,8 @@ impl Status {
 
 impl std::fmt::Display for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = [
-            (Self::ID_OUT_OF_RANGE, "id out of range"),
-            (Self::STALE_SLOT, "stale slot"),
-            (Self::SCORE_NOT_FINITE, "score not finite"),
-            (Self::UNEQUAL_RANKS, "unequal ranks"),
-        ];
         let found: Vec<&str> =
-            names.iter().filter(|(s, _)| self.contains(*s)).map(|(_, name)| *name).collect();
+            Self::NAMES.iter().filter(|(s, _)| self.contains(*s)).map(|(_, name)| *name).collect();
         f.write_str(if found.is_empty() { "ok".to_string() } else { found.join(", ") }.as_str())
     }
 }
@@ -50,8 +64,13 @@ impl Wgpu {
 
     /// Reads the status word and clears it; submits and waits.
     pub fn take_status(&self) -> Result<Status> {
-        let word = self.download::<u32>(&self.status, 1)?[0];
-        self.queue().write_buffer(&self.status, 0, &[0; 4]);
+        // Copied and cleared in one submission, so that no bit is lost between.
+        let word = self.storage("status", 4)?;
+        let mut encoder = self.encoder();
+        encoder.copy_buffer_to_buffer(&self.status, 0, &word, 0, 4);
+        encoder.clear_buffer(&self.status, 0, Some(4));
+        self.queue().submit([encoder.finish()]);
+        let word = self.download::<u32>(&word, 1)?[0];
         Ok(Status(word))
     }
 

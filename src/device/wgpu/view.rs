@@ -28,7 +28,8 @@ impl<'a, T> View<'a, T> {
         let size = size_of::<T>();
         let end = first.checked_add(len).and_then(|n| n.checked_mul(size));
         // Kernels read and write whole words.
-        if end.is_none_or(|end| end.next_multiple_of(4) as u64 > buffer.size()) {
+        let words_end = end.and_then(|end| end.checked_next_multiple_of(4));
+        if words_end.is_none_or(|end| end as u64 > buffer.size()) {
             let expected = format!("within the buffer's {} bytes", buffer.size());
             return Err(Error::argument(
                 "view",

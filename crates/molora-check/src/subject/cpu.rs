@@ -52,6 +52,14 @@ struct Ready<'a> {
     workspace: Vec<f32>,
 }
 
+/// A pool for a plan, which reads only whether a slot holds an adapter: the smallest there are.
+fn planned_pool(case: &Case) -> Result<Pool> {
+    let mut pool = Pool::new(pool_sizes(case))?;
+    let lora = molora::adapter::Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
+    (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
+    Ok(pool)
+}
+
 impl<'a> Ready<'a> {
     fn new(cpu: &Cpu, inputs: &'a Inputs) -> Result<Self> {
         let case = &inputs.case;
@@ -146,10 +154,7 @@ impl Subject for CpuSubject {
     }
 
     fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
-        let case = plan_case(&inputs.case);
-        let mut pool = Pool::new(pool_sizes(&case))?;
-        let lora = molora::adapter::Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
-        (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
+        let pool = planned_pool(&plan_case(&inputs.case))?;
         let plan = self.cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
         Ok(PlanArrays {
             sorted_routes: plan.sorted_routes().to_vec(),
@@ -189,7 +194,8 @@ impl Subject for CpuSubject {
             }
             Op::Plan => {
                 let sizes = inputs.plan_sizes();
-                timed(move || molora::ops::plan::definition(&sizes, &inputs.topk_ids, 0).map(drop))
+                let pool = planned_pool(&plan_case(case))?;
+                timed(move || cpu.plan(&sizes, &pool, &inputs.topk_ids).map(drop))
             }
             Op::Base => timed(move || base(cpu, inputs, &mut y)),
             Op::Shrink => {
