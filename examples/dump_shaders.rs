@@ -2,9 +2,10 @@
 //! them through a second WGSL compiler.
 
 use half::{bf16, f16};
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Pool, View};
-use molora::ops::route::{LinearRouter, Weighting, WgpuRouter};
+use molora::ops::route::{Weighting, WgpuRouter};
 use molora::ops::{Output, base, expand, plan, route, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
 

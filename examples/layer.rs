@@ -1,9 +1,10 @@
 //! The smallest layer: two experts of different ranks, a router, three tokens, on the CPU.
 
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::cpu::Pool;
 use molora::layer::{Base, MoeLora, Router, Routing, Rows};
-use molora::ops::route::{LinearRouter, Weighting};
+use molora::ops::route::Weighting;
 use molora::{Cpu, ElementType, Lora, Result};
 
 fn main() -> Result<()> {

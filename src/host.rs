@@ -1,6 +1,7 @@
 //! A device chosen at run time, with host slices in and out: for command lines, tests and first steps. Engines use
 //! [`MoeLora`] on their own device.
 
+use crate::adapter::LinearRouter;
 use crate::adapter::{Lora, slots::PoolSizes};
 use crate::device::Cpu;
 use crate::device::cpu;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::layer::{Base, MoeLora, Router, Routing, Rows};
 #[cfg(feature = "wgpu")]
 use crate::layer::{RoutingView, Workspace};
-use crate::ops::{check_len, route::LinearRouter};
+use crate::ops::check_len;
 
 /// One of the devices.
 #[derive(Debug, Clone)]

@@ -15,10 +15,11 @@ mod wgpu;
 #[cfg(feature = "wgpu")]
 pub use self::wgpu::{RoutingView, Workspace};
 
+use crate::adapter::LinearRouter;
 use crate::device::cpu::{self, Cpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::ops::{Output, base, expand, plan, route, route::LinearRouter, route::Weighting, shrink};
+use crate::ops::{Output, base, expand, plan, route, route::Weighting, shrink};
 
 const OP: &str = "layer";
 

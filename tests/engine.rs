@@ -3,11 +3,12 @@
 #![cfg(feature = "wgpu")]
 
 use half::f16;
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::cpu;
 use molora::device::wgpu::{Pool, Status, View};
 use molora::layer::{Base, MoeLora, Router, Routing, RoutingView, Rows};
-use molora::ops::route::{LinearRouter, Weighting};
+use molora::ops::route::Weighting;
 use molora::ops::{Output, base, expand, plan, shrink};
 use molora::{Cpu, Element, ElementType, Error, Lora, Wgpu};
 

@@ -1,9 +1,10 @@
 //! The layer on every device: base product and experts, and the experts alone.
 
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::host::{Device, HostLayer};
 use molora::layer::{Router, Routing};
-use molora::ops::route::{LinearRouter, Weighting};
+use molora::ops::route::Weighting;
 use molora::{Cpu, ElementType, Lora, Result};
 use molora_check::rng::Rng;
 use molora_check::{Op, check_all};

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Small, refuses};
-use molora::ops::route::{self, LinearRouter, Weighting};
+use molora::adapter::LinearRouter;
+use molora::ops::route::{self, Weighting};
 use molora_check::{Op, check_all};
 
 #[test]

@@ -1,9 +1,10 @@
 //! What a WebGPU kernel meets and skips shows in the status word, once, and the rest of the batch is right.
 #![cfg(feature = "wgpu")]
 
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Plan, Pool, Status, View};
-use molora::ops::route::{self, LinearRouter, Weighting, WgpuRouter};
+use molora::ops::route::{self, Weighting, WgpuRouter};
 use molora::ops::{Output, expand, plan, shrink};
 use molora::{ElementType, Error, Lora, Wgpu};
 

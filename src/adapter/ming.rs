@@ -7,11 +7,11 @@
 //!
 //! All of them with or without `base_model.model.` in front.
 
-use super::Lora;
 use super::config::Config;
 use super::peft::{CONFIG_FILE, Factor, PREFIX, Pair, TENSOR_FILE, split_factor};
 use super::router::{Part, RouterParts};
 use super::tensors::{Tensor, TensorFile, index};
+use super::{LinearRouter, Lora};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,10 +32,8 @@ pub struct MingModule {
     pub experts: Vec<Lora>,
     /// The expert that every token takes with weight 1, where the checkpoint has one.
     pub shared: Option<Lora>,
-    /// `[experts, in_features]`, row-major.
-    pub router_weight: Vec<f32>,
-    /// `[experts]`.
-    pub router_bias: Option<Vec<f32>>,
+    /// The checkpoint's switch.
+    pub router: LinearRouter,
 }
 
 /// Reads a checkpoint from its folder, or from a given safetensors file with `adapter_config.json` beside it.
@@ -139,7 +137,7 @@ impl<'f> Found<'f> {
 impl MixtureParts<'_> {
     fn into_module(self, file: &str, path: &str, config: &Config) -> Result<MingModule> {
         let (rank, scaling) = (config.rank(path), config.scaling(path)?);
-        let router = self.switch.into_weights(file, &format!("{path}.switch"))?;
+        let router = self.switch.into_router(file, &format!("{path}.switch"))?;
         let mut experts: Vec<Lora> = Vec::new();
         for (expected, (number, pair)) in self.experts.into_iter().enumerate() {
             if number != expected {
@@ -154,9 +152,9 @@ impl MixtureParts<'_> {
         let Some(first) = experts.first() else {
             return Err(Error::format(file, format!("{path}.experts.0"), "at least one expert", "none"));
         };
-        if (router.experts, router.in_features) != (experts.len(), first.in_features()) {
+        if (router.experts(), router.in_features()) != (experts.len(), first.in_features()) {
             let expected = format!("[{}, {}]", experts.len(), first.in_features());
-            let got = format!("[{}, {}]", router.experts, router.in_features);
+            let got = format!("[{}, {}]", router.experts(), router.in_features());
             return Err(Error::format(file, format!("{path}.switch.weight"), expected, got));
         }
         // A shared expert is several ranks of r side by side, under the scaling of one.
@@ -173,7 +171,7 @@ impl MixtureParts<'_> {
                 Some(lora)
             }
         };
-        Ok(MingModule { experts, shared, router_weight: router.weight, router_bias: router.bias })
+        Ok(MingModule { experts, shared, router })
     }
 }
 

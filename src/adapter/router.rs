@@ -1,27 +1,79 @@
-//! Routers kept in a file of their own: `layers.{l}.{gate,up,down}_proj.router.{weight,bias}`.
+//! Linear routers, and files of them: `layers.{l}.{gate,up,down}_proj.router.{weight,bias}`.
 
 use super::tensors::{Tensor, TensorFile, index};
+use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::ops::check_len;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// One linear's router: `logits = x weight^T + bias`. Every number is finite.
+/// A linear router's parameters, f32: `z = x weight^T + bias`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RouterWeights {
-    /// Rows of `weight`.
-    pub experts: usize,
-    /// Columns of `weight`.
-    pub in_features: usize,
-    /// `[experts, in_features]`, row-major.
-    pub weight: Vec<f32>,
+pub struct LinearRouter {
+    experts: usize,
+    in_features: usize,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+impl LinearRouter {
+    /// From `weight [experts, in_features]` and `bias [experts]` of any element type, widened exactly.
+    pub fn new<E: Element>(
+        experts: usize,
+        in_features: usize,
+        weight: &[E],
+        bias: Option<&[E]>,
+    ) -> Result<Self> {
+        let expected = experts.checked_mul(in_features).ok_or_else(|| {
+            Error::argument(
+                "route",
+                "experts * in_features",
+                "a size that fits memory",
+                format!("{experts} * {in_features}"),
+            )
+        })?;
+        check_len("route", "router.weight", expected, weight.len())?;
+        if let Some(bias) = bias {
+            check_len("route", "router.bias", experts, bias.len())?;
+        }
+        let widen = |name: &str, values: &[E]| -> Result<Vec<f32>> {
+            let values: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
+            match values.iter().position(|v| !v.is_finite()) {
+                None => Ok(values),
+                Some(i) => {
+                    Err(Error::argument("route", format!("router.{name}[{i}]"), "a finite value", values[i]))
+                }
+            }
+        };
+        let (weight, bias) = (widen("weight", weight)?, bias.map(|b| widen("bias", b)).transpose()?);
+        Ok(Self { experts, in_features, weight, bias })
+    }
+
+    /// Rows of the weight.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Columns of the weight.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// `[experts, in_features]`.
+    pub fn weight(&self) -> &[f32] {
+        &self.weight
+    }
+
     /// `[experts]`.
-    pub bias: Option<Vec<f32>>,
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
 }
 
 /// Reads a file of routers; the key is the layer's number and `gate_proj`, `up_proj` or `down_proj`.
 ///
 /// F16 and BF16 are widened, exactly.
-pub fn read_routers(file: &Path) -> Result<BTreeMap<(usize, String), RouterWeights>> {
+pub fn read_routers(file: &Path) -> Result<BTreeMap<(usize, String), LinearRouter>> {
     let file = TensorFile::read(file)?;
     let mut parts: BTreeMap<(usize, String), RouterParts> = BTreeMap::new();
     for (name, tensor) in file.tensors()? {
@@ -36,7 +88,7 @@ pub fn read_routers(file: &Path) -> Result<BTreeMap<(usize, String), RouterWeigh
     let mut routers = BTreeMap::new();
     for ((layer, linear), parts) in parts {
         let item = format!("layers.{layer}.{linear}.router");
-        routers.insert((layer, linear), parts.into_weights(file.name(), &item)?);
+        routers.insert((layer, linear), parts.into_router(file.name(), &item)?);
     }
     Ok(routers)
 }
@@ -86,7 +138,7 @@ impl<'f> RouterParts<'f> {
     }
 
     /// Checks the shapes and that every number is finite.
-    pub(crate) fn into_weights(self, file: &str, item: &str) -> Result<RouterWeights> {
+    pub(crate) fn into_router(self, file: &str, item: &str) -> Result<LinearRouter> {
         let Some(weight) = self.weight else {
             return Err(Error::format(file, format!("{item}.weight"), "a tensor of that name", "none"));
         };
@@ -99,6 +151,6 @@ impl<'f> RouterParts<'f> {
             bias.check_finite()?;
         }
         let bias = self.bias.map(|bias| bias.to_f32());
-        Ok(RouterWeights { experts, in_features, weight: weight.to_f32(), bias })
+        LinearRouter::new(experts, in_features, &weight.to_f32(), bias.as_deref())
     }
 }

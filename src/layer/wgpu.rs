@@ -1,10 +1,11 @@
 //! The layer on WebGPU: the same calls, recorded into the engine's encoder.
 
 use super::{Base, MoeLora, OP, Place, Router, Rows, check_router};
+use crate::adapter::LinearRouter;
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::ops::route::{LinearRouter, WgpuRouter};
+use crate::ops::route::WgpuRouter;
 use crate::ops::{Output, plan, route};
 
 impl Place for Wgpu {

@@ -7,6 +7,7 @@
 #[cfg(feature = "wgpu")]
 use super::word;
 use super::{check_equal, check_len, check_routes, check_rows};
+use crate::adapter::LinearRouter;
 use crate::device::cpu::{Cpu, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Access, Binding, Launch, View, Wgpu};
@@ -48,69 +49,6 @@ impl Weighting {
     }
 }
 
-/// A linear router's parameters, f32: `z = x weight^T + bias`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LinearRouter {
-    experts: usize,
-    in_features: usize,
-    weight: Vec<f32>,
-    bias: Option<Vec<f32>>,
-}
-
-impl LinearRouter {
-    /// From `weight [experts, in_features]` and `bias [experts]` of any element type, widened exactly.
-    pub fn new<E: Element>(
-        experts: usize,
-        in_features: usize,
-        weight: &[E],
-        bias: Option<&[E]>,
-    ) -> Result<Self> {
-        let expected = experts.checked_mul(in_features).ok_or_else(|| {
-            Error::argument(
-                OP,
-                "experts * in_features",
-                "a size that fits memory",
-                format!("{experts} * {in_features}"),
-            )
-        })?;
-        check_len(OP, "router.weight", expected, weight.len())?;
-        if let Some(bias) = bias {
-            check_len(OP, "router.bias", experts, bias.len())?;
-        }
-        let widen = |name: &str, values: &[E]| -> Result<Vec<f32>> {
-            let values: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
-            match values.iter().position(|v| !v.is_finite()) {
-                None => Ok(values),
-                Some(i) => {
-                    Err(Error::argument(OP, format!("router.{name}[{i}]"), "a finite value", values[i]))
-                }
-            }
-        };
-        let (weight, bias) = (widen("weight", weight)?, bias.map(|b| widen("bias", b)).transpose()?);
-        Ok(Self { experts, in_features, weight, bias })
-    }
-
-    /// Rows of the weight.
-    pub fn experts(&self) -> usize {
-        self.experts
-    }
-
-    /// Columns of the weight.
-    pub fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    /// `[experts, in_features]`.
-    pub fn weight(&self) -> &[f32] {
-        &self.weight
-    }
-
-    /// `[experts]`.
-    pub fn bias(&self) -> Option<&[f32]> {
-        self.bias.as_deref()
-    }
-}
-
 /// Sizes of a routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sizes {
@@ -132,8 +70,8 @@ impl Sizes {
     /// Refuses lengths that do not fit; lengths in elements.
     pub fn check(&self, router: &LinearRouter, x: usize, topk_ids: usize, topk_weights: usize) -> Result<()> {
         check_routes(OP, self.tokens, self.top_k)?;
-        check_equal(OP, "router.experts", self.experts, router.experts)?;
-        check_equal(OP, "router.in_features", self.in_features, router.in_features)?;
+        check_equal(OP, "router.experts", self.experts, router.experts())?;
+        check_equal(OP, "router.in_features", self.in_features, router.in_features())?;
         if self.top_k > self.experts {
             return Err(Error::argument(
                 OP,
@@ -241,7 +179,7 @@ impl Cpu {
             self.dot_rows(
                 (count, experts),
                 |t| &x[(first + t) * x_stride..][..in_features],
-                |e| &router.weight[e * in_features..][..in_features],
+                |e| &router.weight()[e * in_features..][..in_features],
                 (&mut scores, experts),
                 |_, e, z| z + router.bias().map_or(0.0, |b| b[e]),
             );
@@ -285,7 +223,7 @@ impl WgpuRouter {
     /// Uploads the parameters.
     pub fn new(wgpu: &Wgpu, router: LinearRouter) -> Result<Self> {
         let weight = wgpu.upload(router.weight())?;
-        let bias = wgpu.upload(router.bias().unwrap_or(&vec![0.0; router.experts]))?;
+        let bias = wgpu.upload(router.bias().unwrap_or(&vec![0.0; router.experts()]))?;
         Ok(Self { router, weight, bias })
     }
 

@@ -1,7 +1,7 @@
 //! MING-MOE checkpoints and router files.
 
 use crate::files::{Stored, config, config_with, folder, refused, serialize, stored};
-use molora::adapter::{Ming, RouterWeights, read_ming, read_routers};
+use molora::adapter::{LinearRouter, Ming, read_ming, read_routers};
 use safetensors::Dtype;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ fn reads_experts_switch_and_plain_loras() {
         assert!(ming.modules.keys().eq([GATE]) && ming.plain.keys().eq([QUERY]));
         let module = &ming.modules[GATE];
         assert_eq!((module.experts.len(), module.shared.as_ref()), (3, None));
-        assert_eq!((module.router_weight.len(), module.router_bias.as_ref().map(Vec::len)), (15, Some(3)));
+        assert_eq!((module.router.weight().len(), module.router.bias().map(<[f32]>::len)), (15, Some(3)));
         for (i, expert) in module.experts.iter().enumerate() {
             assert_eq!(expert.a_bytes(), tensors[4 + 2 * i].bytes);
             assert_eq!(expert.b_bytes(), tensors[5 + 2 * i].bytes);
@@ -68,7 +68,7 @@ fn more_than_nine_experts_keep_their_numbers_order() {
         tensors.push(stored(&format!("{GATE}.experts.{i}.lora_B_{i}.weight"), &[4, 2]));
     }
     let ming = read(&tensors).unwrap();
-    assert_eq!(ming.modules[GATE].router_bias, None);
+    assert_eq!(ming.modules[GATE].router.bias(), None);
     for (i, expert) in ming.modules[GATE].experts.iter().enumerate() {
         assert_eq!(expert.a_bytes(), tensors[1 + 2 * i].bytes, "expert {i}");
     }
@@ -121,7 +121,7 @@ fn broken_checkpoints_are_refused_by_name() {
     assert_eq!(refused(read_ming(folder(&config, &checkpoint("")).path())), "use_dora");
 }
 
-fn routers(tensors: &[Stored]) -> molora::error::Result<BTreeMap<(usize, String), RouterWeights>> {
+fn routers(tensors: &[Stored]) -> molora::error::Result<BTreeMap<(usize, String), LinearRouter>> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("routers.safetensors");
     std::fs::write(&file, serialize(tensors)).unwrap();
@@ -138,9 +138,9 @@ fn reads_routers() {
     .unwrap();
     assert!(read.keys().eq([&(3, "down_proj".to_owned()), &(24, "gate_proj".to_owned())]));
     let gate = &read[&(24, "gate_proj".to_owned())];
-    assert_eq!((gate.experts, gate.in_features, gate.weight.len()), (5, 3, 15));
-    assert_eq!(gate.bias.as_ref().unwrap().len(), 5);
-    assert_eq!(read[&(3, "down_proj".to_owned())].bias, None);
+    assert_eq!((gate.experts(), gate.in_features(), gate.weight().len()), (5, 3, 15));
+    assert_eq!(gate.bias().unwrap().len(), 5);
+    assert_eq!(read[&(3, "down_proj".to_owned())].bias(), None);
 }
 
 #[test]

@@ -6,11 +6,11 @@ use crate::guarded::{Guarded, Tensor};
 use crate::rng::Rng;
 use crate::routing::Routing;
 use half::{bf16, f16};
+use molora::adapter::LinearRouter;
 use molora::adapter::Lora;
 use molora::element::ElementType;
 use molora::error::Result;
 use molora::layer::Rows;
-use molora::ops::route::LinearRouter;
 use molora::ops::{Expert, Output, base, expand, plan, route, shrink};
 
 /// One expert; values rounded to the case's adapter elements and widened again.

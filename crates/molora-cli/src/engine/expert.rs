@@ -6,10 +6,10 @@ use super::mixture::Module;
 use super::setting::{Routing, Setting};
 use anyhow::Result;
 use molora::adapter::slots::PoolSizes;
-use molora::adapter::{Lora, RouterWeights};
+use molora::adapter::{LinearRouter, Lora};
 use molora::host::{Device as LoraDevice, HostLayer};
 use molora::layer;
-use molora::ops::route::{LinearRouter, Weighting};
+use molora::ops::route::Weighting;
 use molora::{ElementType, Router};
 
 /// One linear with its experts and its router, resident on the device.
@@ -18,10 +18,9 @@ pub struct ExpertLinear {
     out_features: usize,
     experts: usize,
     layer: HostLayer<f32>,
-    linear: LinearRouter,
+    router: LinearRouter,
     /// What the layer's router was set for.
     setting: Setting,
-    router: RouterWeights,
 }
 
 impl ExpertLinear {
@@ -52,8 +51,7 @@ impl ExpertLinear {
             layer.put(slot, lora)?;
         }
         let router = module.router.clone();
-        let linear = LinearRouter::new(experts, in_features, &router.weight, router.bias.as_deref())?;
-        Ok(Self { in_features, out_features, experts, layer, linear, setting: Setting::Base, router })
+        Ok(Self { in_features, out_features, experts, layer, router, setting: Setting::Base })
     }
 
     /// Inputs of one token.
@@ -67,7 +65,7 @@ impl ExpertLinear {
     }
 
     /// The router that this linear asks.
-    pub fn router(&self) -> &RouterWeights {
+    pub fn router(&self) -> &LinearRouter {
         &self.router
     }
 
@@ -101,7 +99,7 @@ impl ExpertLinear {
     fn lora_router(&self, setting: &Setting, top_k: usize) -> Router<LinearRouter> {
         match setting {
             Setting::Top(_) => {
-                Router::Linear { linear: self.linear.clone(), top_k, weighting: Weighting::SoftmaxSelected }
+                Router::Linear { linear: self.router.clone(), top_k, weighting: Weighting::SoftmaxSelected }
             }
             _ => Router::External { top_k },
         }

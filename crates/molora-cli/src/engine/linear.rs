@@ -53,9 +53,9 @@ impl Linear {
         let (out_features, in_features) = weight.dims2()?;
         let name = format!("layers.{}.{}", at.0, at.1.name());
         ensure!(
-            module.router.in_features == in_features,
+            module.router.in_features() == in_features,
             "{name}: router: expected {in_features} columns, got {}",
-            module.router.in_features
+            module.router.in_features()
         );
         for (expert, lora) in module.experts.iter().enumerate() {
             let Some(lora) = lora else { continue };

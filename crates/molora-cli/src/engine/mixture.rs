@@ -2,7 +2,7 @@
 
 use super::projection::Projection;
 use anyhow::{Context, Result, bail, ensure};
-use molora::adapter::{Adapter, Lora, RouterWeights, read_routers};
+use molora::adapter::{Adapter, LinearRouter, Lora, read_routers};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub struct Module {
     /// One entry for each expert, in the routers' order; an expert may leave a linear alone.
     pub experts: Vec<Option<Lora>>,
     /// Its rows are the experts.
-    pub router: RouterWeights,
+    pub router: LinearRouter,
 }
 
 /// All experts of a model.
@@ -63,10 +63,10 @@ impl Mixture {
                 bail!("{file}: {key}.weight: expected a tensor, since there are experts; got nothing");
             };
             ensure!(
-                router.experts == names.len(),
+                router.experts() == names.len(),
                 "{file}: {key}.weight: expected {} rows, one for each expert, got {}",
                 names.len(),
-                router.experts
+                router.experts()
             );
             modules.insert((layer, projection), Module { experts, router });
         }
@@ -83,10 +83,10 @@ impl Mixture {
 }
 
 /// The scores of one token, in f64: a second opinion on the routing that the device computed.
-pub fn scores(router: &RouterWeights, x: &[f32]) -> Vec<f64> {
+pub fn scores(router: &LinearRouter, x: &[f32]) -> Vec<f64> {
     let dot = |row: &[f32]| row.iter().zip(x).map(|(&r, &v)| f64::from(r) * f64::from(v)).sum::<f64>();
-    let bias = |expert: usize| router.bias.as_ref().map_or(0.0, |bias| f64::from(bias[expert]));
-    router.weight.chunks_exact(x.len()).enumerate().map(|(expert, row)| dot(row) + bias(expert)).collect()
+    let bias = |expert: usize| router.bias().map_or(0.0, |bias| f64::from(bias[expert]));
+    router.weight().chunks_exact(x.len()).enumerate().map(|(expert, row)| dot(row) + bias(expert)).collect()
 }
 
 /// The list `experts` in the metadata of the routers' file, if it has one.

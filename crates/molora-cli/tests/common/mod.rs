@@ -1,7 +1,7 @@
 //! A tiny random model with a tiny random mixture: no file needed.
 
 use candle_core::{Device, Tensor};
-use molora::adapter::{Lora, RouterWeights};
+use molora::adapter::{LinearRouter, Lora};
 use molora::host::Device as LoraDevice;
 use molora_cli::engine::config::Config;
 use molora_cli::engine::mixture::{Mixture, Module};
@@ -59,12 +59,8 @@ pub fn module(seed: u64, out_features: usize, in_features: usize, sparse: bool) 
         let b = random(seed * 20 + expert as u64, out_features * rank);
         Lora::new(in_features, out_features, rank, 0.5 + expert as f32, &a, &b).unwrap()
     };
-    let router = RouterWeights {
-        experts: 3,
-        in_features,
-        weight: random(seed * 30, 3 * in_features),
-        bias: Some(random(seed * 40, 3)),
-    };
+    let (weight, bias) = (random(seed * 30, 3 * in_features), random(seed * 40, 3));
+    let router = LinearRouter::new(3, in_features, &weight, Some(&bias)).unwrap();
     Module { experts: vec![Some(lora(0, 1)), Some(lora(1, 4)), (!sparse).then(|| lora(2, 2))], router }
 }
 
