@@ -46,18 +46,6 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     let routes = TOKENS * TOP_K;
     let ids: Vec<i32> = (0..routes).map(|n| ((n / TOP_K * 5 + n % TOP_K * 3) % EXPERTS) as i32).collect();
     let (a, b) = (values(1, EXPERTS * RANK * WIDTH), values(2, EXPERTS * RANK * WIDTH));
-    let sizes = PoolSizes {
-        in_features: WIDTH,
-        out_features: WIDTH,
-        experts: EXPERTS,
-        rank_capacity: EXPERTS * RANK,
-        element: ElementType::F32,
-    };
-    let mut pool = Pool::new(wgpu, sizes)?;
-    for e in 0..EXPERTS {
-        let part = e * RANK * WIDTH..(e + 1) * RANK * WIDTH;
-        pool.put(e, &Lora::new(WIDTH, WIDTH, RANK, 1.0, &a[part.clone()], &b[part])?)?;
-    }
     let weights = values(3, routes);
     let buffers = Buffers {
         ids: wgpu.upload(&ids)?,
@@ -70,13 +58,7 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
         weight: wgpu.upload(&values(5, WIDTH * WIDTH))?,
     };
     let plain = Plain::new(wgpu, &buffers);
-    let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: TOP_K })?;
-    let mut encoder = wgpu.encoder();
-    let sizes = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: EXPERTS };
-    let plan = wgpu.plan(&mut encoder, &sizes, layer.pool(), View::whole(&buffers.ids))?;
-    wgpu.queue().submit([encoder.finish()]);
-    let workspace = layer.workspace(TOKENS)?;
-    let ours = Ours { layer, plan, workspace: workspace.into(), buffers: &buffers };
+    let ours = Ours::new(wgpu, &buffers, (&a, &b), false)?;
 
     let (mut h, mut y) = (Vec::new(), Vec::new());
     for ours_runs in [false, true] {
@@ -108,6 +90,14 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     }
     let [base, delta] = alternate(software, [&mut || ours.run(Step::Base), &mut || ours.run(Step::Delta)])?;
     println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
+
+    let one_form = Ours::new(wgpu, &buffers, (&a, &b), true)?;
+    let [free, fixed] =
+        alternate(software, [&mut || ours.run(Step::OneToken), &mut || one_form.run(Step::OneToken)])?;
+    println!(
+        "forward_delta of one token: {free:.0} us, batch invariant {fixed:.0} us, {:.1} x",
+        fixed / free
+    );
     Ok(())
 }
 
@@ -154,6 +144,7 @@ enum Step {
     Expand,
     Base,
     Delta,
+    OneToken,
 }
 
 struct Buffers {
@@ -175,12 +166,40 @@ struct Ours<'a> {
     buffers: &'a Buffers,
 }
 
-impl Ours<'_> {
+impl<'a> Ours<'a> {
+    fn new(
+        wgpu: &Wgpu,
+        buffers: &'a Buffers,
+        (a, b): (&[f32], &[f32]),
+        batch_invariant: bool,
+    ) -> Result<Self, Failure> {
+        let sizes = PoolSizes {
+            in_features: WIDTH,
+            out_features: WIDTH,
+            experts: EXPERTS,
+            rank_capacity: EXPERTS * RANK,
+            element: ElementType::F32,
+        };
+        let mut pool = Pool::new(wgpu, sizes)?;
+        for e in 0..EXPERTS {
+            let part = e * RANK * WIDTH..(e + 1) * RANK * WIDTH;
+            pool.put(e, &Lora::new(WIDTH, WIDTH, RANK, 1.0, &a[part.clone()], &b[part])?)?;
+        }
+        let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: TOP_K })?;
+        let layer = layer.batch_invariant(batch_invariant);
+        let mut encoder = wgpu.encoder();
+        let sizes = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: EXPERTS };
+        let plan = wgpu.plan(&mut encoder, &sizes, layer.pool(), View::whole(&buffers.ids))?;
+        wgpu.queue().submit([encoder.finish()]);
+        let workspace = layer.workspace(TOKENS)?.into();
+        Ok(Self { layer, plan, workspace, buffers })
+    }
+
     fn run(&self, step: Step) -> Result<(), Failure> {
         let (wgpu, pool, b) = (self.layer.device(), self.layer.pool(), self.buffers);
         let (tokens, top_k, output) = (TOKENS, TOP_K, Output::Sum);
         let (x, h, y) = (View::<f32>::whole(&b.x), View::whole(&b.h), View::<f32>::whole(&b.y));
-        let (ids, weights) = (View::whole(&b.ids), View::whole(&b.weights));
+        let weights = View::whole(&b.weights);
         let mut encoder = wgpu.encoder();
         match step {
             Step::Shrink | Step::Expand => {
@@ -201,17 +220,15 @@ impl Ours<'_> {
                 let sizes = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
                 wgpu.base(&mut encoder, &sizes, View::whole(&b.weight), None, x, y)?;
             }
-            Step::Delta => {
+            Step::Delta | Step::OneToken => {
+                let tokens = if step == Step::Delta { TOKENS } else { 1 };
                 let rows = Rows { tokens, x_stride: WIDTH, y_stride: WIDTH };
-                let routing = RoutingView { topk_ids: ids, topk_weights: weights };
-                self.layer.forward_delta(
-                    &mut encoder,
-                    &rows,
-                    x,
-                    routing,
-                    &mut self.workspace.borrow_mut(),
-                    y,
-                )?;
+                let routing = RoutingView {
+                    topk_ids: View::new(&b.ids, 0, tokens * TOP_K)?,
+                    topk_weights: View::new(&b.weights, 0, tokens * TOP_K)?,
+                };
+                let mut workspace = self.workspace.borrow_mut();
+                self.layer.forward_delta(&mut encoder, &rows, x, routing, &mut workspace, y)?;
             }
         }
         wgpu.queue().submit([encoder.finish()]);

@@ -13,7 +13,7 @@ impl Place for Wgpu {
     type Linear = WgpuRouter;
 }
 
-/// [`Routing`] in device memory.
+/// [`Routing`](super::Routing) in device memory.
 #[derive(Debug, Clone, Copy)]
 pub struct RoutingView<'a> {
     /// `[tokens, top_k]`, best first; -1 for none.
