@@ -48,7 +48,7 @@ swiftshader() { vulkan target/drivers/swiftshader/vk_swiftshader_icd.json MOLORA
 opengl() { software WGPU_BACKEND=gl VK_DRIVER_FILES=/none VK_ICD_FILENAMES=/none MOLORA_REQUIRE=cpu,opengl "$@"; }
 
 combination() { cargo clippy -p molora "$@" -- -D warnings; }
-document() { RUSTDOCFLAGS='-D warnings' cargo doc -p molora --no-deps --all-features; }
+document() { RUSTDOCFLAGS="-D warnings" cargo doc -p molora -p molora-check --no-deps; }
 # Always the whole workspace: with `-p`, cargo settles on other features of the dependencies and compiles them anew.
 suite=(cargo test --workspace --tests --no-fail-fast)
 dump_shaders() {

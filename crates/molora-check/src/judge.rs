@@ -4,7 +4,7 @@
 //! u = 2^-24 of a partial sum, and a partial sum is at most `terms`, the sum of the terms' magnitudes. So the
 //! error is at most `length * u * terms` for certain, and at most `8 * sqrt(length) * u * terms` but for one
 //! element in 10^10 (Higham and Mary 2019, rounding errors of mean 0, lambda = 8). The smaller of the two is the
-//! limit, plus [`EXTRA_ROUNDINGS`] for factors and the definition's own rounding, plus one unit in the last place
+//! limit, plus `EXTRA_ROUNDINGS` for factors and the definition's own rounding, plus one unit in the last place
 //! of the output's element for each rounding to it. At 4096 terms that is 1/8 of what one lost term costs.
 
 use crate::guarded::{Guarded, Tensor};

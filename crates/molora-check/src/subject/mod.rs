@@ -99,7 +99,7 @@ pub fn find() -> Found {
 
 /// Every device of this machine, or the reason why one that `MOLORA_REQUIRE` names is not there.
 ///
-/// `MOLORA_REQUIRE=cpu,lavapipe` is a list of parts of names, see [`matches`]; `MOLORA_DEVICE=cpu` is a part of a
+/// `MOLORA_REQUIRE=cpu,lavapipe` is a list of parts of names, see [`matches()`]; `MOLORA_DEVICE=cpu` is a part of a
 /// name that leaves out all others.
 pub fn subjects() -> std::result::Result<Vec<Box<dyn Subject>>, String> {
     let Found { mut subjects, missing } = find();
