@@ -56,7 +56,7 @@ dump_shaders() {
         "${CARGO_TARGET_DIR:-target}/debug/examples/dump_shaders" target/tint/wgsl
 }
 demo() {
-    lavapipe cargo run -q --release -p molora-cli --bin molora -- demo --json >target/demo.json &&
+    lavapipe cargo run -q --release --bin molora -- demo --json >target/demo.json &&
         cat target/demo.json && node -e 'JSON.parse(require("fs").readFileSync("target/demo.json", "utf8"))'
 }
 
