@@ -152,8 +152,8 @@ impl Cpu {
             per_route(h, sizes.h_stride);
             return Ok(());
         }
-        let rank_of = |id: i32| slots.slots()[id as usize].rank as usize;
-        check_equal_ranks(plan, |id| rank_of(id as i32))?;
+        let rank_of = |id: usize| slots.slots()[id].rank as usize;
+        check_equal_ranks(plan, rank_of)?;
         let width = slots.max_rank();
         let mut routes = vec![0f32; plan.sizes().routes() * width];
         per_route(&mut routes, width);
@@ -161,7 +161,7 @@ impl Cpu {
             let mut live =
                 (t * sizes.top_k..(t + 1) * sizes.top_k).filter(|&n| plan.topk_ids()[n] >= 0).peekable();
             let Some(&first) = live.peek() else { continue };
-            let row = &mut h[t * sizes.h_stride..][..rank_of(plan.topk_ids()[first])];
+            let row = &mut h[t * sizes.h_stride..][..rank_of(plan.topk_ids()[first] as usize)];
             row.fill(0.0);
             for n in live {
                 for (sum, v) in row.iter_mut().zip(&routes[n * width..]) {
