@@ -64,6 +64,16 @@ pub fn definition<X: Element>(
     Ok(())
 }
 
+/// The launch: up to 4 tokens read every weight once each; more share it in tiles of 64 x 64.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
+    let few = sizes.tokens <= 4 && !batch_invariant;
+    let (form, columns, rows) =
+        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(TILE_ROWS)) };
+    let blocks = sizes.out_features.div_ceil(columns);
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
 impl Cpu {
     /// See the [module](self); every product is one sum in one order, whatever the batch.
     pub fn base<X: Element>(
@@ -85,16 +95,6 @@ impl Cpu {
         );
         Ok(())
     }
-}
-
-/// The launch: up to 4 tokens read every weight once each; more share it in tiles of 64 x 64.
-#[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
-    let few = sizes.tokens <= 4 && !batch_invariant;
-    let (form, columns, rows) =
-        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(TILE_ROWS)) };
-    let blocks = sizes.out_features.div_ceil(columns);
-    Grid { form, columns, blocks, groups: rows * blocks }
 }
 
 #[cfg(feature = "wgpu")]

@@ -108,6 +108,23 @@ pub fn definition<Y: Element, A: Element>(
     Ok(())
 }
 
+/// Columns of a workgroup: four for each of its 64 lanes.
+#[cfg(feature = "wgpu")]
+const COLUMNS: usize = 256;
+
+/// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 256 columns
+/// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) -> Grid {
+    let (routes, columns) = (sizes.tokens * sizes.top_k, COLUMNS);
+    let per_chunk = routes.div_ceil(chunks.max(1));
+    let many = routes > 0 && (batch_invariant || (sizes.tokens >= 16 && per_chunk >= 2 * live));
+    let blocks = sizes.out_features.div_ceil(columns);
+    let (form, rows) =
+        if many { (Form::Many, chunks) } else { (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k)) };
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
 impl Cpu {
     /// See the [module](self). Sums run over the routes in slot order, then over the ranks: batch-invariant.
     pub fn expand<Y: Element>(
@@ -162,23 +179,6 @@ impl Cpu {
     }
 }
 
-/// Columns of a workgroup: four for each of its 64 lanes.
-#[cfg(feature = "wgpu")]
-const COLUMNS: usize = 256;
-
-/// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 256 columns
-/// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
-#[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) -> Grid {
-    let (routes, columns) = (sizes.tokens * sizes.top_k, COLUMNS);
-    let per_chunk = routes.div_ceil(chunks.max(1));
-    let many = routes > 0 && (batch_invariant || (sizes.tokens >= 16 && per_chunk >= 2 * live));
-    let blocks = sizes.out_features.div_ceil(columns);
-    let (form, rows) =
-        if many { (Form::Many, chunks) } else { (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k)) };
-    Grid { form, columns, blocks, groups: rows * blocks }
-}
-
 #[cfg(feature = "wgpu")]
 impl Wgpu {
     /// See the [module](self). Records into `encoder`; slots that changed since the plan are skipped and set the
@@ -199,8 +199,7 @@ impl Wgpu {
     ) -> Result<()> {
         let slots = pool.slots();
         check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
-        check_equal(OP, "plan.experts", slots.sizes().experts, plan.sizes().experts)?;
-        slots.check_plan_pool(OP, plan.pool)?;
+        plan.check_pool(OP, pool)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
         check_packed::<Y>(OP, "y", sizes.y_stride, y.len())?;
         let grid = grid(sizes, pool.live(), plan.layout.chunks, self.is_batch_invariant());

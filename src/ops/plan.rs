@@ -133,6 +133,13 @@ pub fn definition(sizes: &Sizes, topk_ids: &[i32], epoch: u32) -> Result<Plan> {
     Ok(Plan { sizes: *sizes, topk_ids: topk_ids.to_vec(), sorted_routes, expert_offsets, epoch, pool: 0 })
 }
 
+/// The launch: chunks, one scan, chunks again; nothing without routes.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes) -> [usize; 3] {
+    let chunks = device::Layout::new(sizes).chunks;
+    [chunks, chunks.min(1), chunks]
+}
+
 impl Cpu {
     /// See the [module](self); also refuses ids of slots that hold no adapter.
     pub fn plan(&self, sizes: &Sizes, pool: &Pool, topk_ids: &[i32]) -> Result<Plan> {
@@ -163,13 +170,6 @@ impl Plan {
         pool.slots().check_plan_pool(op, self.pool)?;
         pool.slots().check_plan(op, self.epoch, self.live_experts())
     }
-}
-
-/// The launch: chunks, one scan, chunks again; nothing without routes.
-#[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes) -> [usize; 3] {
-    let chunks = device::Layout::new(sizes).chunks;
-    [chunks, chunks.min(1), chunks]
 }
 
 #[cfg(feature = "wgpu")]
@@ -256,6 +256,12 @@ impl device::Plan {
         let expert_offsets = words[self.layout.at_offsets..][..experts + 1].to_vec();
         let live = (expert_offsets[experts] as usize).min(self.sizes.routes());
         Ok((words[self.layout.at_sorted..][..live].to_vec(), expert_offsets))
+    }
+
+    /// Refuses a pool that the plan was not made for; evictions since then are the kernels' to skip.
+    pub(crate) fn check_pool(&self, op: &'static str, pool: &device::Pool) -> Result<()> {
+        super::check_equal(op, "plan.experts", pool.slots().sizes().experts, self.sizes.experts)?;
+        pool.slots().check_plan_pool(op, self.pool)
     }
 
     /// Sizes and sections, as every kernel that reads a plan knows them.

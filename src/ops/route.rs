@@ -155,6 +155,12 @@ pub fn definition<X: Element>(
     Ok(())
 }
 
+/// The launch: one workgroup per token.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes) -> usize {
+    if sizes.top_k == 0 { 0 } else { sizes.tokens }
+}
+
 impl Cpu {
     /// See the [module](self); scores are f32 products in one fixed order.
     pub fn route<X: Element>(
@@ -201,12 +207,6 @@ impl Cpu {
         }
         Ok(())
     }
-}
-
-/// The launch: one workgroup per token.
-#[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes) -> usize {
-    if sizes.top_k == 0 { 0 } else { sizes.tokens }
 }
 
 /// A linear router's parameters in device memory.

@@ -122,6 +122,22 @@ pub fn definition<X: Element, A: Element>(
     Ok(())
 }
 
+/// The launch for a pool with `live` adapters of at most `max_rank` and a plan of at most `max_tiles` tiles:
+/// tiles of 64 routes once an expert has 8 on average, a workgroup per route and 8 ranks below.
+#[cfg(feature = "wgpu")]
+pub fn grid(sizes: &Sizes, live: usize, max_rank: usize, max_tiles: usize, batch_invariant: bool) -> Grid {
+    let routes = sizes.tokens * sizes.top_k;
+    let many = batch_invariant || routes >= 8 * live.clamp(1, routes.max(1));
+    let (form, columns, rows) = match (many, max_rank) {
+        (false, _) => (Form::Few, 8, routes),
+        (true, ..=16) => (Form::Many, 16, max_tiles),
+        (true, ..=32) => (Form::Many, 32, max_tiles),
+        (true, _) => (Form::Many, 64, max_tiles),
+    };
+    let blocks = max_rank.div_ceil(columns);
+    Grid { form, columns, blocks, groups: rows * blocks }
+}
+
 impl Cpu {
     /// See the [module](self).
     pub fn shrink<X: Element>(
@@ -207,22 +223,6 @@ impl Cpu {
     }
 }
 
-/// The launch for a pool with `live` adapters of at most `max_rank` and a plan of at most `max_tiles` tiles:
-/// tiles of 64 routes once an expert has 8 on average, a workgroup per route and 8 ranks below.
-#[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, live: usize, max_rank: usize, max_tiles: usize, batch_invariant: bool) -> Grid {
-    let routes = sizes.tokens * sizes.top_k;
-    let many = batch_invariant || routes >= 8 * live.clamp(1, routes.max(1));
-    let (form, columns, rows) = match (many, max_rank) {
-        (false, _) => (Form::Few, 8, routes),
-        (true, ..=16) => (Form::Many, 16, max_tiles),
-        (true, ..=32) => (Form::Many, 32, max_tiles),
-        (true, _) => (Form::Many, 64, max_tiles),
-    };
-    let blocks = max_rank.div_ceil(columns);
-    Grid { form, columns, blocks, groups: rows * blocks }
-}
-
 #[cfg(feature = "wgpu")]
 impl Wgpu {
     /// See the [module](self). Records into `encoder`; slots that changed since the plan are skipped and set the
@@ -243,8 +243,7 @@ impl Wgpu {
     ) -> Result<()> {
         let max_rank = pool.slots().max_rank();
         check_equal(OP, "in_features", pool.slots().sizes().in_features, sizes.in_features)?;
-        check_equal(OP, "plan.experts", pool.slots().sizes().experts, plan.sizes().experts)?;
-        pool.slots().check_plan_pool(OP, plan.pool)?;
+        plan.check_pool(OP, pool)?;
         sizes.check(plan.sizes(), max_rank, x.len(), topk_weights.len(), h.len())?;
         check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
         if sizes.output != Output::RankSum {

@@ -224,7 +224,7 @@ impl Wgpu {
         buffer
     }
 
-    /// The kernel for this text, compiled once per device.
+    /// The kernel of this launch, compiled once per device.
     fn pipeline(&self, launch: &Launch, params: &[(Cow<'static, str>, u32)]) -> Result<Pipeline> {
         let key = launch.key();
         let mut pipelines = self.shared.pipelines.lock().unwrap_or_else(|p| p.into_inner());
