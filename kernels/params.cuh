@@ -1,0 +1,95 @@
+// What a launch hands to a kernel. src/device/cuda/params.rs holds the same structs; a test compares names and
+// offsets. Strides, widths and places are in elements or words, never in bytes.
+#pragma once
+
+typedef unsigned int u32;
+
+// Sizes that the host's layout of a plan and the kernels share.
+constexpr u32 TILE_ROUTES = 64;   // routes of one expert in a tile of the plan
+constexpr u32 CHUNK_ROUTES = 512; // most routes in a chunk: whole tokens
+constexpr u32 CHUNK_TOKENS = 64;  // most tokens in a chunk
+constexpr u32 NONE = 0xffffffffu; // an entry of a plan that names nothing
+
+// Bits of the status word (device/status.rs).
+constexpr u32 ID_OUT_OF_RANGE = 1, STALE_SLOT = 2, SCORE_NOT_FINITE = 4, UNEQUAL_RANKS = 8, WEIGHT_NOT_FINITE = 16,
+              RANK_TOO_LARGE = 32;
+
+// Values of ExpandParams::output and ShrinkParams::output.
+constexpr u32 SUM = 0, PER_ROUTE = 1, RANK_SUM = 2;
+
+// One slot of a pool (adapter/slots.rs).
+struct Slot {
+    u32 row;
+    u32 rank;
+    float scaling;
+    u32 added_at;
+};
+
+// A plan in device memory: one buffer of words in sections, and the pool that its ids name.
+//
+//     header [4]                   0: the pool's clock when the plan was made, 1: live tokens, 2, 3: unused
+//     ids [routes]                 ids, NONE where nothing live is named
+//     chunks [chunks][chunk_routes] routes of a chunk, stably sorted by expert; those without one (NONE) last
+//     places [routes]              a route's place among its expert's in its chunk (many chunks only)
+//     counts [chunks][experts]     routes of each expert in each chunk, then their exclusive sums over the chunks
+//     sorted [routes]              live routes, stably sorted by expert
+//     offsets [experts + 1]        where each expert's routes begin in sorted
+//     tile_offsets [experts + 1]   tiles before each expert's; the last is their number
+//     tiles [max_tiles][2]         expert, and the tile's first place in sorted
+struct PlanParams {
+    u32* words;
+    const u32* clock;       // one word: the pool's clock now
+    const Slot* slots;      // [experts]
+    u32* status;            // one word, only ever OR-ed into
+    const u32* live_tokens; // one word, or null: all tokens are live
+    const int* topk_ids;    // [tokens][top_k]; null but for the kernels of plan
+    u32 tokens, top_k, routes, experts;
+    u32 chunk_routes, chunks, max_tiles, max_rank; // adapters above max_rank are skipped: RANK_TOO_LARGE
+    u32 at_ids, at_chunks, at_places, at_counts;
+    u32 at_sorted, at_offsets, at_tile_offsets, at_tiles;
+};
+
+struct RouteParams {
+    const void* x;          // [tokens][x_stride]
+    const float* weight;    // [experts][in_features]
+    const float* bias;      // [experts] or null
+    int* topk_ids;          // [tokens][top_k]
+    float* topk_weights;    // [tokens][top_k]
+    u32* status;
+    const u32* live_tokens;
+    u32 tokens, in_features, x_stride, experts;
+    u32 top_k, softmax_all, x_vector, w_vector; // *_vector: rows start at multiples of 16 bytes
+};
+
+struct ShrinkParams {
+    PlanParams plan;
+    const void* x;             // [tokens][x_stride]
+    const void* a;             // [rank_capacity][a_stride], rows at multiples of 16 bytes, zeros behind in_features
+    const float* topk_weights; // [tokens][top_k]; read by shrink_rank_sum alone
+    const float* routes_h;     // [routes][max_rank]; read by shrink_rank_sum alone
+    float* h;                  // [routes or tokens][h_stride]
+    u32 in_features, x_stride, a_stride, h_stride;
+    u32 rank_blocks, x_vector, output, unused;
+};
+
+struct ExpandParams {
+    PlanParams plan;
+    const float* h;            // [routes or tokens][h_stride]
+    const void* b;             // B transposed: [rank_capacity][b_stride], rows at multiples of 16 bytes
+    const float* topk_weights; // [tokens][top_k]
+    void* y;                   // [tokens or routes][y_stride]
+    u32 out_features, b_stride, h_stride, y_stride;
+    u32 column_blocks, h_vector, y_vector, output;
+    u32 accumulate, unused[3];
+};
+
+struct BaseParams {
+    const void* x;      // [tokens][x_stride]
+    const void* weight; // [out_features][in_features]
+    const void* bias;   // [out_features] or null
+    void* y;            // [tokens][y_stride]
+    const u32* live_tokens;
+    u32 tokens, in_features, out_features, x_stride;
+    u32 y_stride, column_blocks, x_vector, w_vector;
+    u32 y_vector, unused[3];
+};
