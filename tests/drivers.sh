@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust on Debian or Ubuntu: two software Vulkan drivers (lavapipe, SwiftShader),
-# OpenGL on llvmpipe, and Tint (Dawn's WGSL compiler, a program for node). Root or sudo. Every step skips itself
+# OpenGL on llvmpipe, Tint (Dawn's WGSL compiler, a program for node), and Python, whose wheels bring the CUDA compiler. Root or sudo. Every step skips itself
 # when done, so it costs nothing to run this before each test. No GPU is needed or touched.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,6 +27,7 @@ packages=(libvulkan1 mesa-vulkan-drivers libegl1 libegl-mesa0 libgl1-mesa-dri li
 has cc || packages+=(gcc libc6-dev)
 has node || packages+=(nodejs)
 has npm || packages+=(npm)
+python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
 mapfile -t wanted < <(missing "${packages[@]}")
 if [ ${#wanted[@]} -gt 0 ]; then
     say "apt-get install ${wanted[*]}"
