@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust on Debian or Ubuntu: two software Vulkan drivers (lavapipe, SwiftShader),
-# OpenGL on llvmpipe, Tint (Dawn's WGSL compiler, a program for node), and Python, whose wheels bring the CUDA compiler. Root or sudo. Every step skips itself
-# when done, so it costs nothing to run this before each test. No GPU is needed or touched.
+# OpenGL on llvmpipe, Tint (Dawn's WGSL compiler, a program for node), and Python, whose wheels bring the CUDA
+# compiler. Root or sudo. Every step skips itself when done, so it costs nothing to run this before each test. No GPU is
+# needed or touched.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 drivers=target/drivers
