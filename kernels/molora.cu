@@ -1,7 +1,8 @@
 // All rooms in one translation unit: what `compile` compiles. A room's names are its own.
 #include "common.cuh"
 #include "mma.cuh"
-#include "tile.cuh"
+#include "rows.cuh"
+
 
 namespace route {
 #include "route.cu"
