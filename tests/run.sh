@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The one test command, here and in CI. `tests/run.sh` stays under 30 minutes on two cores; `--long` adds the long
-# tables of cases, OpenGL, clippy of every feature combination and the demo. No GPU is needed.
+# tables of cases, OpenGL, clippy of every feature combination, the demo, and CUDA's kernels by a second compiler. No GPU is needed.
 #
 # Every step runs even after a failure; a table of results and seconds closes the run; any failure fails the run.
 # MOLORA_REQUIRE names the devices that a run must find: a wrong driver path is then a failure and not a quiet pass.
@@ -55,6 +55,10 @@ dump_shaders() {
     rm -rf target/tint/wgsl && cargo build -q --workspace --examples &&
         "${CARGO_TARGET_DIR:-target}/debug/examples/dump_shaders" target/tint/wgsl
 }
+second_front_end() {
+    command -v clang++-19 >/dev/null || { sudo=; [ "$(id -u)" = 0 ] || sudo=sudo; $sudo apt-get install -y -qq clang-19 >/dev/null; }
+    kernels/compile --clang
+}
 demo() {
     lavapipe cargo run -q --release --bin molora -- demo --json >target/demo.json &&
         cat target/demo.json && node -e 'JSON.parse(require("fs").readFileSync("target/demo.json", "utf8"))'
@@ -74,6 +78,11 @@ step documentation document
 step 'tests on lavapipe' lavapipe "${suite[@]}"
 step 'tests on SwiftShader' swiftshader "${suite[@]}"
 step 'doc tests' lavapipe cargo test --workspace --doc
+step 'PTX as committed, in budget' kernels/compile --check
+# Every seed is another order of blocks and warps; the last run is the set for older cards.
+for seed in 1 2 3; do step "tests on CUDA, seed $seed" env PTX_MACHINE_SEED=$seed tests/cuda.sh; done
+step 'tests on CUDA, sm_75' env PTX_MACHINE_SM=75 tests/cuda.sh
+step 'planted faults' tests/faults.py
 step 'Tint can fail' node tests/tint/check.mjs --self-test
 step 'dump the shaders' dump_shaders
 step 'Tint' node tests/tint/check.mjs target/tint/wgsl
@@ -87,6 +96,9 @@ if [ -n "$long" ]; then
     step 'clippy with cuda' combination --all-targets --features cuda
     step 'clippy with cuda alone' combination --all-targets --no-default-features --features cuda
     step demo demo
+    step 'clang for the second front end' second_front_end
+    step "tests on clang's PTX" env PTX_MACHINE_PTX="$PWD/target/cuda/clang" tests/cuda.sh
+    step "long tests on CUDA" env MOLORA_LONG=1 tests/cuda.sh
 fi
 table
 exit $failed

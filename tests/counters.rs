@@ -1,0 +1,211 @@
+//! What the CUDA kernels do, counted on the PTX machine and held to `tests/counters.tsv`: counts do not drift, so a number
+//! that grew is a kernel that got worse. `MOLORA_WRITE_COUNTERS=1` writes the table anew; the change then stands in the
+//! commit.
+#![cfg(feature = "cuda")]
+
+use molora::element::ElementType::{self, Bf16, F32};
+use molora_check::{Case, Inputs, Op, Subject, subjects};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Columns behind case and kernel. Each is better when smaller.
+const COLUMNS: [&str; 8] = [
+    "launches",
+    "warp_instructions",
+    "mma_per_useful",
+    "sectors_read",
+    "sectors_read_per_unique",
+    "loads_of_2_bytes",
+    "wavefronts",
+    "wavefronts_per_ideal",
+];
+
+type Row = [f64; COLUMNS.len()];
+type Table = BTreeMap<(String, String), Row>;
+
+fn path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/counters.tsv")
+}
+
+/// `(tokens, in_features, out_features, experts, top_k, rank)`: the case, then published shapes that a machine
+/// runs in a moment: MING-MOE on 7B (1 token, 16, 64), Qwen3-30B-A3B's experts, PHATGOOSE, RAMoLE.
+const SHAPES: [(usize, usize, usize, usize, usize, usize); 7] = [
+    PEERS,
+    (1, 4096, 4096, 8, 2, 16),
+    (16, 4096, 1024, 8, 2, 16),
+    (64, 4096, 1024, 8, 2, 16),
+    (16, 2048, 768, 128, 8, 16),
+    (64, 2048, 1024, 36, 2, 16),
+    (9, 4096, 1024, 48, 3, 8),
+];
+
+/// 48 tokens, hidden 512, width 256, 16 experts of two adapters, top 8, rank 16: where the peers' kernels were counted.
+const PEERS: (usize, usize, usize, usize, usize, usize) = (48, 512, 256, 32, 8, 16);
+
+fn sized(op: Op, shape: (usize, usize, usize, usize, usize, usize), element: ElementType) -> Case {
+    let (tokens, in_features, out_features, experts, top_k, rank) = shape;
+    let mut case = Case { tokens, ..Case::new(op) }.element(element);
+    if op != Op::Base {
+        (case.experts, case.top_k) = (experts, top_k);
+    }
+    if matches!(op, Op::Shrink | Op::Expand) {
+        case.ranks = vec![rank];
+    }
+    if matches!(op, Op::Route | Op::Shrink | Op::Base) {
+        case.in_features = in_features;
+    }
+    if matches!(op, Op::Expand | Op::Base) {
+        case.out_features = out_features;
+    }
+    case
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for shape in SHAPES {
+        cases.extend(
+            [Op::Route, Op::Plan, Op::Shrink, Op::Expand]
+                .map(|op| sized(op, shape, if op == Op::Plan { F32 } else { Bf16 })),
+        );
+    }
+    cases.extend([Op::Shrink, Op::Expand].map(|op| sized(op, PEERS, F32)));
+    cases.extend(
+        [(Bf16, 1), (Bf16, 8), (Bf16, 128), (F32, 64)]
+            .map(|(element, tokens)| sized(Op::Base, (tokens, 1024, 512, 1, 1, 1), element)),
+    );
+    cases
+}
+
+/// Tensor-core products that the problem itself needs.
+fn useful(case: &Case) -> f64 {
+    let routes: usize = case.routes() * case.max_rank();
+    let multiplied = match case.op {
+        Op::Shrink => routes * case.in_features,
+        Op::Expand => routes * case.out_features,
+        Op::Base => case.tokens * case.in_features * case.out_features,
+        _ => 0,
+    };
+    multiplied as f64 / 2048.0
+}
+
+fn stand_in() -> Option<Box<dyn Subject>> {
+    let found = subjects().unwrap_or_else(|why| panic!("{why}")).into_iter().find(|s| s.is_stand_in());
+    if found.is_none() {
+        println!("not tested: no PTX machine here");
+    }
+    found
+}
+
+/// The counters of one call, by kernel.
+fn count(subject: &dyn Subject, case: &Case) -> BTreeMap<String, Value> {
+    let inputs = Inputs::new(case);
+    let mut once = subject.timer(&inputs).unwrap();
+    subject.take_counters().unwrap();
+    once(1).unwrap();
+    let text = subject.take_counters().unwrap().expect("a stand-in counts");
+    serde_json::from_str(&text).unwrap()
+}
+
+fn sum(widths: &Value, field: &str) -> f64 {
+    widths.as_object().into_iter().flatten().filter_map(|(_, w)| w[field].as_f64()).sum()
+}
+
+fn row(case: &Case, counters: &Value) -> Row {
+    let number = |value: &Value| value.as_f64().unwrap_or_default();
+    let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { (a / b * 1000.0).round() / 1000.0 };
+    let sectors = sum(&counters["global_loads"], "sectors") + sum(&counters["async_copies"], "sectors");
+    let shared = ["shared_loads", "shared_stores", "shared_copies"];
+    let shared = |field: &str| shared.iter().map(|kind| number(&counters[kind][field])).sum::<f64>();
+    [
+        number(&counters["launches"]),
+        number(&counters["warp_instructions"]),
+        ratio(number(&counters["mma_issued"]), useful(case)),
+        sectors,
+        ratio(sectors, number(&counters["unique_read"]["sectors"])),
+        number(&counters["global_loads"]["2"]["requests"]),
+        shared("wavefronts"),
+        ratio(shared("wavefronts"), shared("ideal")),
+    ]
+}
+
+fn measured(subject: &dyn Subject) -> Table {
+    let mut table = Table::new();
+    for case in cases() {
+        for (kernel, counters) in count(subject, &case) {
+            table.insert((case.to_string(), kernel), row(&case, &counters));
+        }
+    }
+    table
+}
+
+fn write(table: &Table) {
+    let mut text = format!("case\tkernel\t{}\n", COLUMNS.join("\t"));
+    for ((case, kernel), row) in table {
+        let row: Vec<String> = row.iter().map(f64::to_string).collect();
+        text += &format!("{case}\t{kernel}\t{}\n", row.join("\t"));
+    }
+    std::fs::write(path(), text).unwrap();
+}
+
+fn read() -> Table {
+    let text = std::fs::read_to_string(path()).expect("tests/counters.tsv is there");
+    let mut lines = text.lines();
+    let heading = format!("case\tkernel\t{}", COLUMNS.join("\t"));
+    assert_eq!(lines.next(), Some(heading.as_str()), "columns of tests/counters.tsv");
+    let mut table = Table::new();
+    for line in lines {
+        let mut fields = line.split('\t');
+        let key = (fields.next().unwrap().to_string(), fields.next().unwrap().to_string());
+        table.insert(key, std::array::from_fn(|_| fields.next().unwrap().parse().unwrap()));
+    }
+    table
+}
+
+#[test]
+fn no_counter_worsens() {
+    let Some(subject) = stand_in() else { return };
+    let got = measured(subject.as_ref());
+    if std::env::var_os("MOLORA_WRITE_COUNTERS").is_some() {
+        write(&got);
+    }
+    let granted = read();
+    let keys = |table: &Table| table.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&got), keys(&granted), "cases and kernels; MOLORA_WRITE_COUNTERS=1 writes them anew");
+    let mut worse = Vec::new();
+    for (key, row) in &got {
+        for ((column, got), granted) in COLUMNS.iter().zip(row).zip(&granted[key]) {
+            if got > granted {
+                worse.push(format!("{} {}: {column} {granted} -> {got}", key.0, key.1));
+            }
+        }
+    }
+    assert!(worse.is_empty(), "{}", worse.join("\n"));
+}
+
+/// The bounds that peers' counts set; see README, Results.
+#[test]
+fn the_peers_are_beaten() {
+    let Some(subject) = stand_in() else { return };
+    let shrink = sized(Op::Shrink, PEERS, Bf16);
+    let expand = sized(Op::Expand, PEERS, Bf16);
+    let one = |case: &Case| {
+        let counters = count(subject.as_ref(), case);
+        assert_eq!(counters.len(), 1, "one launch: {:?}", counters.keys());
+        let (kernel, counters) = counters.into_iter().next().unwrap();
+        assert!(kernel.contains("_mma_"), "tensor cores: {kernel}");
+        row(case, &counters)
+    };
+    let (shrink_row, expand_row) = (one(&shrink), one(&expand));
+    for (name, row) in [("shrink", shrink_row), ("expand", expand_row)] {
+        assert!(row[2] <= 1.5, "{name}: mma issued {} times the useful", row[2]);
+        assert_eq!(row[5], 0.0, "{name}: loads of 2 bytes");
+    }
+    // Each A and B once, x once per route, in sectors of 32 bytes.
+    let (a, b) = (32 * 16 * 512 * 2 / 32, 32 * 16 * 256 * 2 / 32);
+    let x = shrink.routes() * 512 * 2 / 32;
+    let bound = 1.1 * (a + b + x) as f64;
+    let read = shrink_row[3] + expand_row[3];
+    assert!(read <= bound, "sectors read: {read}, bound {bound}");
+    assert_eq!(shrink_row[7], 1.0, "shrink: wavefronts over ideal");
+}

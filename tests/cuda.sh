@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The whole suite on CUDA alone, with whichever libcuda.so.1 FOLDER holds: the PTX machine unless said otherwise, another
+# stand-in, or a real driver. MOLORA_REQUIRE makes its absence a failure.
+#
+#     tests/cuda.sh [FOLDER] [-- ARGUMENTS OF cargo test]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ "${1-}" != --help ] || { sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0; }
+folder=target/ptx-machine
+if [ $# -gt 0 ] && [ "$1" != -- ]; then
+    folder=$1
+    shift
+else
+    cargo build -q -p ptx-machine
+    mkdir -p "$folder"
+    for name in libcuda.so libcuda.so.1; do
+        ln -sfn "$(realpath "${CARGO_TARGET_DIR:-target}")/debug/libptx_machine.so" "$folder/$name"
+    done
+fi
+[ "${1-}" != -- ] || shift
+# No WebGPU beside it: its tests have runs of their own.
+export WGPU_BACKEND=vulkan VK_DRIVER_FILES=/none VK_ICD_FILENAMES=/none
+export MOLORA_REQUIRE=cuda MOLORA_DEVICE=cuda LD_LIBRARY_PATH="$(realpath "$folder")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+exec cargo test --workspace --tests --no-fail-fast "$@"
