@@ -482,7 +482,7 @@ fn cost() {
         println!("{name}: {} ns", start.elapsed().as_nanos() / u128::from(TIMES));
     };
     with(|bench, global| {
-        for bytes in [2_u64, 4, 16] {
+        for bytes in [16_u64, 4, 2] {
             let mut out = Values::default();
             let address = by_lane(|lane| global + lane * bytes);
             let lanes = Lanes { warp: 0, mask: ALL, address: &address, bytes: bytes as u32 };

@@ -67,26 +67,28 @@ pub(super) fn strength(order: Order, scope: Scope) -> Strength {
 }
 
 /// One lane's value from memory, low bytes first.
-#[inline]
+#[inline(always)]
 pub(super) fn get(data: &[u8], at: usize, bytes: usize) -> [u32; 4] {
-    let word = |at: usize| u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
+    let data = &data[at..at + bytes];
+    let word = |at: usize| data[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
     match bytes {
-        1 => [u32::from(data[at]), 0, 0, 0],
-        2 => [u32::from(u16::from_le_bytes([data[at], data[at + 1]])), 0, 0, 0],
-        4 => [word(at), 0, 0, 0],
-        8 => [word(at), word(at + 4), 0, 0],
-        _ => [word(at), word(at + 4), word(at + 8), word(at + 12)],
+        1 => [u32::from(data[0]), 0, 0, 0],
+        2 => [u32::from(data[0]) | u32::from(data[1]) << 8, 0, 0, 0],
+        4 => [word(0), 0, 0, 0],
+        8 => [word(0), word(4), 0, 0],
+        _ => [word(0), word(4), word(8), word(12)],
     }
 }
 
 /// One lane's value to memory.
-#[inline]
+#[inline(always)]
 pub(super) fn put(data: &mut [u8], at: usize, bytes: usize, value: &[u32; 4]) {
+    let data = &mut data[at..at + bytes];
     match bytes {
-        1 => data[at] = value[0] as u8,
-        2 => data[at..at + 2].copy_from_slice(&(value[0] as u16).to_le_bytes()),
+        1 => data[0] = value[0] as u8,
+        2 => data.copy_from_slice(&(value[0] as u16).to_le_bytes()),
         _ => {
-            for (into, word) in data[at..at + bytes].chunks_exact_mut(4).zip(value) {
+            for (into, word) in data.chunks_exact_mut(4).zip(value) {
                 into.copy_from_slice(&word.to_le_bytes());
             }
         }

@@ -44,7 +44,7 @@ pub struct Viewer<'a> {
 
 impl Viewer<'_> {
     /// Whether what `old` stamps happened before what `lane` does now.
-    #[inline]
+    #[inline(always)]
     pub fn after(&self, old: Stamp, lane: u32) -> bool {
         if old.party() == self.party {
             return old.is_lane(lane) || old.epoch() < self.synced;
@@ -75,7 +75,7 @@ impl Clocks {
     }
 
     /// What `warp` sees now.
-    #[inline]
+    #[inline(always)]
     pub fn viewer(&self, warp: u32) -> Viewer<'_> {
         let warp = warp as usize;
         let row = &self.rows[warp * self.warps..(warp + 1) * self.warps];

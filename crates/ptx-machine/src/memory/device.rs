@@ -52,27 +52,27 @@ pub(super) struct Touched {
 }
 
 /// `bytes` ones at a bit.
-#[inline]
+#[inline(always)]
 pub(super) const fn ones(at: usize, bytes: usize) -> u64 {
     (u64::MAX >> (64 - bytes)) << (at & 63)
 }
 
 impl Allocation {
     /// Whether an aligned access of up to 16 bytes reads only what was written; if not, the first byte that was not.
-    #[inline]
+    #[inline(always)]
     pub fn check_written(&self, at: usize, bytes: usize) -> Result<(), usize> {
         let missing = !self.written[at / 64] & ones(at, bytes);
         if missing == 0 { Ok(()) } else { Err((at & !63) + missing.trailing_zeros() as usize) }
     }
 
     /// Marks an aligned access of up to 16 bytes as written.
-    #[inline]
+    #[inline(always)]
     pub fn mark_written(&mut self, at: usize, bytes: usize) {
         self.written[at / 64] |= ones(at, bytes);
     }
 
     /// The page of a byte, fresh in each launch.
-    #[inline]
+    #[inline(always)]
     pub fn touched(&mut self, launch: u32, at: usize) -> &mut Touched {
         let touched = self.pages[at / PAGE].get_or_insert_default();
         if touched.launch != launch {
@@ -141,7 +141,7 @@ impl Device {
     }
 
     /// The allocation that holds all of an access, and the offset in it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn locate(&mut self, address: u64, bytes: u64) -> Option<(&mut Allocation, usize)> {
         let holds = |allocation: &Allocation| {
             let length = allocation.data.len() as u64;

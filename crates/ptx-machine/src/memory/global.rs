@@ -19,7 +19,7 @@ fn bounds(device: &Device, lane: u32, address: u64, bytes: usize) -> Trouble {
     trouble(Kind::OutOfBounds, lane, address, device.explain(address, bytes as u64))
 }
 
-#[inline]
+#[inline(always)]
 fn aligned(lane: u32, address: u64, bytes: usize) -> Result<(), Trouble> {
     if address & (bytes as u64 - 1) == 0 {
         return Ok(());
@@ -28,7 +28,7 @@ fn aligned(lane: u32, address: u64, bytes: usize) -> Result<(), Trouble> {
 }
 
 /// Counts bytes that were not touched before.
-#[inline]
+#[inline(always)]
 fn first_touch(touched: &mut [u64; PAGE / 64], unique: &mut Unique, at: usize, bytes: usize) {
     let word = &mut touched[at % PAGE / 64];
     let bits = ones(at, bytes);
@@ -42,7 +42,7 @@ fn first_touch(touched: &mut [u64; PAGE / 64], unique: &mut Unique, at: usize, b
 }
 
 /// One lane reads an aligned power of two of bytes.
-#[inline]
+#[inline(always)]
 pub(super) fn read_lane(
     launch: &mut Launch,
     viewer: &Viewer,
@@ -56,7 +56,10 @@ pub(super) fn read_lane(
     };
     let touched = allocation.touched(number, at);
     for cell in touched.page.at(at % PAGE, bytes) {
-        cell.read(viewer, lane, stamp).map_err(|other| race(lane, address, "reads", &other))?;
+        let other = cell.read(viewer, lane, stamp);
+        if other.is_some() {
+            return Err(race(lane, address, "reads", &cell.describe(other)));
+        }
     }
     first_touch(&mut touched.read, &mut launch.counters.unique_read, at, bytes);
     allocation.check_written(at, bytes).map_err(|first| {
@@ -72,7 +75,7 @@ pub(super) fn read_lane(
 }
 
 /// One lane writes an aligned power of two of bytes.
-#[inline]
+#[inline(always)]
 fn write_lane(
     launch: &mut Launch,
     viewer: &Viewer,
@@ -87,12 +90,45 @@ fn write_lane(
     };
     let touched = allocation.touched(number, at);
     for cell in touched.page.at(at % PAGE, bytes) {
-        cell.meet(viewer, lane, stamp).map_err(|other| race(lane, address, "writes", &other))?;
+        let other = cell.meet(viewer, lane, stamp);
+        if other.is_some() {
+            return Err(race(lane, address, "writes", &cell.describe(other)));
+        }
         cell.wrote(stamp);
     }
     first_touch(&mut touched.written, &mut launch.counters.unique_written, at, bytes);
     allocation.mark_written(at, bytes);
     put(&mut allocation.data, at, bytes, value);
+    Ok(())
+}
+
+/// [`read_lane`] for every lane; a function for each width, for speed.
+fn read_lanes<const BYTES: usize>(
+    launch: &mut Launch,
+    viewer: &Viewer,
+    stamp: Stamp,
+    lanes: &Lanes,
+    out: &mut Values,
+) -> Result<(), Trouble> {
+    for lane in lanes_of(lanes.mask) {
+        let access = (lane, lanes.address[lane as usize], BYTES);
+        out[lane as usize] = read_lane(launch, viewer, stamp.at(lane), access)?;
+    }
+    Ok(())
+}
+
+/// [`write_lane`] for every lane.
+fn write_lanes<const BYTES: usize>(
+    launch: &mut Launch,
+    viewer: &Viewer,
+    stamp: Stamp,
+    lanes: &Lanes,
+    values: &Values,
+) -> Result<(), Trouble> {
+    for lane in lanes_of(lanes.mask) {
+        let access = (lane, lanes.address[lane as usize], BYTES);
+        write_lane(launch, viewer, stamp.at(lane), access, &values[lane as usize])?;
+    }
     Ok(())
 }
 
@@ -108,10 +144,13 @@ impl Block {
     ) -> Result<(), Trouble> {
         let viewer = self.clocks.viewer(lanes.warp);
         let stamp = Stamp::new(&viewer, strength(order, scope));
-        for lane in lanes_of(lanes.mask) {
-            let access = (lane, lanes.address[lane as usize], lanes.bytes as usize);
-            out[lane as usize] = read_lane(launch, &viewer, stamp.at(lane), access)?;
-        }
+        match lanes.bytes {
+            1 => read_lanes::<1>(launch, &viewer, stamp, lanes, out),
+            2 => read_lanes::<2>(launch, &viewer, stamp, lanes, out),
+            4 => read_lanes::<4>(launch, &viewer, stamp, lanes, out),
+            8 => read_lanes::<8>(launch, &viewer, stamp, lanes, out),
+            _ => read_lanes::<16>(launch, &viewer, stamp, lanes, out),
+        }?;
         count_global(&mut launch.counters.global_loads[width(lanes)], lanes);
         if order != Order::Weak {
             launch.learn(&mut self.clocks, self.index, lanes, order, scope);
@@ -130,10 +169,13 @@ impl Block {
     ) -> Result<(), Trouble> {
         let viewer = self.clocks.viewer(lanes.warp);
         let stamp = Stamp::new(&viewer, strength(order, scope));
-        for lane in lanes_of(lanes.mask) {
-            let access = (lane, lanes.address[lane as usize], lanes.bytes as usize);
-            write_lane(launch, &viewer, stamp.at(lane), access, &values[lane as usize])?;
-        }
+        match lanes.bytes {
+            1 => write_lanes::<1>(launch, &viewer, stamp, lanes, values),
+            2 => write_lanes::<2>(launch, &viewer, stamp, lanes, values),
+            4 => write_lanes::<4>(launch, &viewer, stamp, lanes, values),
+            8 => write_lanes::<8>(launch, &viewer, stamp, lanes, values),
+            _ => write_lanes::<16>(launch, &viewer, stamp, lanes, values),
+        }?;
         count_global(&mut launch.counters.global_stores[width(lanes)], lanes);
         if order != Order::Weak {
             launch.publish(&mut self.clocks, self.index, lanes, (order, scope), false);

@@ -29,13 +29,16 @@ pub struct Stamp(u64);
 const SEVERAL: u64 = 1 << 26;
 
 impl Stamp {
+    /// No one.
+    pub const NONE: Self = Self(0);
+
     /// The stamp of an access by lane 0; [`Self::at`] gives the others.
     pub fn new(viewer: &Viewer, strength: Strength) -> Self {
         let epoch = u64::from(viewer.epoch.min((1 << 24) - 1));
         Self(u64::from(viewer.party) << 32 | (strength as u64) << 24 | epoch)
     }
     /// The same by another lane.
-    #[inline]
+    #[inline(always)]
     pub fn at(self, lane: u32) -> Self {
         Self(self.0 | u64::from(lane) << 27)
     }
@@ -52,31 +55,33 @@ impl Stamp {
         party & 31
     }
     /// Block and warp.
-    #[inline]
+    #[inline(always)]
     pub const fn party(self) -> u32 {
         (self.0 >> 32) as u32
     }
     /// The block.
-    #[inline]
+    #[inline(always)]
     pub const fn block(self) -> u32 {
         Self::block_of(self.party())
     }
     /// The warp in the block.
-    #[inline]
+    #[inline(always)]
     pub const fn warp(self) -> u32 {
         Self::warp_of(self.party())
     }
     /// The warp's epoch.
-    #[inline]
+    #[inline(always)]
     pub const fn epoch(self) -> u32 {
         (self.0 & 0xff_ffff) as u32
     }
     /// Whether this lane did it, and no other.
-    #[inline]
+    #[inline(always)]
     pub const fn is_lane(self, lane: u32) -> bool {
         self.0 & SEVERAL == 0 && (self.0 >> 27) as u32 & 31 == lane
     }
-    const fn is_some(self) -> bool {
+    /// Whether it is someone.
+    #[inline(always)]
+    pub const fn is_some(self) -> bool {
         self.0 != 0
     }
     const fn strength(self) -> u64 {
@@ -87,8 +92,7 @@ impl Stamp {
         let least = self.strength().min(other.strength());
         least == Strength::Device as u64 || (least != 0 && self.block() == other.block())
     }
-    /// Who it was, for reports.
-    pub fn describe(self, did: &str) -> String {
+    fn describe(self, did: &str) -> String {
         let warp = self.warp();
         let how = if self.strength() == 0 { "" } else { "atomically " };
         if self.0 & SEVERAL != 0 {
@@ -108,22 +112,23 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A read; on a race, what the other one did.
-    #[inline]
-    pub fn read(&mut self, viewer: &Viewer, lane: u32, stamp: Stamp) -> Result<(), String> {
+    /// A read; gives the access that it races with, or [`Stamp::NONE`].
+    #[inline(always)]
+    pub fn read(&mut self, viewer: &Viewer, lane: u32, stamp: Stamp) -> Stamp {
         let writer = self.writer;
         if writer.is_some() && !viewer.after(writer, lane) && !writer.may_meet(stamp) {
-            return Err(writer.describe("written"));
+            return writer;
         }
         let first = self.readers[0];
         if !first.is_some() || first == stamp {
             self.readers[0] = stamp;
-        } else {
+        } else if self.readers[1] != stamp {
             self.add_reader(viewer, lane, stamp);
         }
-        Ok(())
+        Stamp::NONE
     }
 
+    #[inline(never)]
     fn add_reader(&mut self, viewer: &Viewer, lane: u32, stamp: Stamp) {
         // A reader that is ordered before this one says nothing more: what follows this one follows it too.
         for reader in &mut self.readers {
@@ -145,19 +150,25 @@ impl Cell {
         }
     }
 
-    /// Whether a write would race; if so, what the other one did.
-    #[inline]
-    pub fn meet(&self, viewer: &Viewer, lane: u32, stamp: Stamp) -> Result<(), String> {
-        for (other, did) in [(self.writer, "written"), (self.readers[0], "read"), (self.readers[1], "read")] {
+    /// The access that a write would race with, or [`Stamp::NONE`].
+    #[inline(always)]
+    pub fn meet(&self, viewer: &Viewer, lane: u32, stamp: Stamp) -> Stamp {
+        for other in [self.writer, self.readers[0], self.readers[1]] {
             if other.is_some() && !viewer.after(other, lane) && !other.may_meet(stamp) {
-                return Err(other.describe(did));
+                return other;
             }
         }
-        Ok(())
+        Stamp::NONE
+    }
+
+    /// Who `other` is and what it did here, for reports.
+    #[cold]
+    pub fn describe(&self, other: Stamp) -> String {
+        other.describe(if other == self.writer { "written" } else { "read" })
     }
 
     /// Keeps a write.
-    #[inline]
+    #[inline(always)]
     pub fn wrote(&mut self, stamp: Stamp) {
         self.writer = stamp;
         if stamp.strength() == 0 {
@@ -183,7 +194,7 @@ impl Page {
     }
 
     /// The cells of an aligned access of 1 to 16 bytes at an offset in the page.
-    #[inline]
+    #[inline(always)]
     pub fn at(&mut self, offset: usize, bytes: usize) -> &mut [Cell] {
         if self.cells.is_empty() {
             self.clear();
@@ -194,6 +205,7 @@ impl Page {
         &mut self.cells[offset >> self.shift..(offset + bytes) >> self.shift]
     }
 
+    #[cold]
     fn refine(&mut self, shift: u32) {
         let times = 1 << (self.shift - shift);
         self.cells = self.cells.iter().flat_map(|&cell| std::iter::repeat_n(cell, times)).collect();

@@ -33,7 +33,7 @@ impl Shared {
     }
 
     /// Alignment, bounds and pending copies; the offset.
-    #[inline]
+    #[inline(always)]
     pub fn locate(&self, lane: u32, at: u64, bytes: usize) -> Result<usize, Trouble> {
         let size = self.data.len();
         if at & (bytes as u64 - 1) != 0 {
@@ -52,7 +52,7 @@ impl Shared {
         Ok(at)
     }
 
-    #[inline]
+    #[inline(always)]
     fn check_read(
         &mut self,
         viewer: &Viewer,
@@ -62,7 +62,10 @@ impl Shared {
         bytes: usize,
     ) -> Result<(), Trouble> {
         for cell in self.pages[at / PAGE].at(at % PAGE, bytes) {
-            cell.read(viewer, lane, stamp).map_err(|other| race(lane, at, "reads", &other))?;
+            let other = cell.read(viewer, lane, stamp);
+            if other.is_some() {
+                return Err(race(lane, at, "reads", &cell.describe(other)));
+            }
         }
         let missing = !self.written[at / 64] & ones(at, bytes);
         if missing != 0 {
@@ -74,7 +77,7 @@ impl Shared {
     }
 
     /// Whether a write would race.
-    #[inline]
+    #[inline(always)]
     pub fn check_write(
         &mut self,
         viewer: &Viewer,
@@ -84,19 +87,55 @@ impl Shared {
         bytes: usize,
     ) -> Result<(), Trouble> {
         for cell in self.pages[at / PAGE].at(at % PAGE, bytes) {
-            cell.meet(viewer, lane, stamp).map_err(|other| race(lane, at, "writes", &other))?;
+            let other = cell.meet(viewer, lane, stamp);
+            if other.is_some() {
+                return Err(race(lane, at, "writes", &cell.describe(other)));
+            }
         }
         Ok(())
     }
 
     /// Keeps a write and its value.
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, stamp: Stamp, at: usize, bytes: usize, value: &[u32; 4]) {
         for cell in self.pages[at / PAGE].at(at % PAGE, bytes) {
             cell.wrote(stamp);
         }
         self.written[at / 64] |= ones(at, bytes);
         put(&mut self.data, at, bytes, value);
+    }
+
+    /// A load; a function for each width, for speed.
+    fn read_lanes<const BYTES: usize>(
+        &mut self,
+        viewer: &Viewer,
+        lanes: &Lanes,
+        out: &mut Values,
+    ) -> Result<(), Trouble> {
+        let stamp = Stamp::new(viewer, Strength::Weak);
+        for lane in lanes_of(lanes.mask) {
+            let at = self.locate(lane, lanes.address[lane as usize], BYTES)?;
+            self.check_read(viewer, lane, stamp.at(lane), at, BYTES)?;
+            out[lane as usize] = get(&self.data, at, BYTES);
+        }
+        Ok(())
+    }
+
+    /// A store.
+    fn write_lanes<const BYTES: usize>(
+        &mut self,
+        viewer: &Viewer,
+        lanes: &Lanes,
+        values: &Values,
+    ) -> Result<(), Trouble> {
+        let stamp = Stamp::new(viewer, Strength::Weak);
+        for lane in lanes_of(lanes.mask) {
+            let stamp = stamp.at(lane);
+            let at = self.locate(lane, lanes.address[lane as usize], BYTES)?;
+            self.check_write(viewer, lane, stamp, at, BYTES)?;
+            self.write(stamp, at, BYTES, &values[lane as usize]);
+        }
+        Ok(())
     }
 
     /// An asynchronous copy to these bytes begins.
@@ -126,15 +165,14 @@ impl Block {
         lanes: &Lanes,
         out: &mut Values,
     ) -> Result<(), Trouble> {
-        let Self { clocks, shared, .. } = self;
-        let viewer = clocks.viewer(lanes.warp);
-        let stamp = Stamp::new(&viewer, Strength::Weak);
-        let bytes = lanes.bytes as usize;
-        for lane in lanes_of(lanes.mask) {
-            let at = shared.locate(lane, lanes.address[lane as usize], bytes)?;
-            shared.check_read(&viewer, lane, stamp.at(lane), at, bytes)?;
-            out[lane as usize] = get(&shared.data, at, bytes);
-        }
+        let viewer = self.clocks.viewer(lanes.warp);
+        match lanes.bytes {
+            1 => self.shared.read_lanes::<1>(&viewer, lanes, out),
+            2 => self.shared.read_lanes::<2>(&viewer, lanes, out),
+            4 => self.shared.read_lanes::<4>(&viewer, lanes, out),
+            8 => self.shared.read_lanes::<8>(&viewer, lanes, out),
+            _ => self.shared.read_lanes::<16>(&viewer, lanes, out),
+        }?;
         launch.count_shared(lanes, SharedUse::Load);
         Ok(())
     }
@@ -146,15 +184,14 @@ impl Block {
         lanes: &Lanes,
         values: &Values,
     ) -> Result<(), Trouble> {
-        let Self { clocks, shared, .. } = self;
-        let viewer = clocks.viewer(lanes.warp);
-        let stamp = Stamp::new(&viewer, Strength::Weak);
-        let bytes = lanes.bytes as usize;
-        for lane in lanes_of(lanes.mask) {
-            let at = shared.locate(lane, lanes.address[lane as usize], bytes)?;
-            shared.check_write(&viewer, lane, stamp.at(lane), at, bytes)?;
-            shared.write(stamp.at(lane), at, bytes, &values[lane as usize]);
-        }
+        let viewer = self.clocks.viewer(lanes.warp);
+        match lanes.bytes {
+            1 => self.shared.write_lanes::<1>(&viewer, lanes, values),
+            2 => self.shared.write_lanes::<2>(&viewer, lanes, values),
+            4 => self.shared.write_lanes::<4>(&viewer, lanes, values),
+            8 => self.shared.write_lanes::<8>(&viewer, lanes, values),
+            _ => self.shared.write_lanes::<16>(&viewer, lanes, values),
+        }?;
         launch.count_shared(lanes, SharedUse::Store);
         Ok(())
     }
