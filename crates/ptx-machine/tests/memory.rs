@@ -482,6 +482,14 @@ fn cost() {
         println!("{name}: {} ns", start.elapsed().as_nanos() / u128::from(TIMES));
     };
     with(|bench, global| {
+        time(
+            "copy, commit, wait",
+            Box::new(|i| {
+                bench.copy(0, global, |lane| i * 512 + lane * 16, 16).unwrap();
+                bench.block.commit_async(0, ALL);
+                bench.block.wait_async(0, ALL, 0);
+            }),
+        );
         for bytes in [16_u64, 4, 2] {
             let mut out = Values::default();
             let address = by_lane(|lane| global + lane * bytes);
@@ -493,6 +501,7 @@ fn cost() {
                 }),
             );
         }
+        bench.barrier();
         for bytes in [16_u64, 4, 2] {
             time(
                 &format!("shared store {bytes}"),
@@ -512,14 +521,6 @@ fn cost() {
             );
             bench.barrier();
         }
-        time(
-            "copy, commit, wait",
-            Box::new(|i| {
-                bench.copy(0, global, |lane| i * 512 + lane * 16, 16).unwrap();
-                bench.block.commit_async(0, ALL);
-                bench.block.wait_async(0, ALL, 0);
-            }),
-        );
         time("block of 48 KiB", Box::new(|_| drop(Block::new(0, 48 << 10, 128))));
     });
 }
