@@ -172,7 +172,8 @@ impl MoeLora<Cuda> {
         let Workspace { plan, h } = workspace;
         let (h_len, scratch_len) = self.h_parts(rows.tokens);
         if h.len() < h_len.saturating_add(scratch_len) {
-            let expected = format!("at least {} bytes for h", (h_len + scratch_len) * 4);
+            let expected =
+                format!("at least {} bytes for h", h_len.saturating_add(scratch_len).saturating_mul(4));
             return Err(Error::argument(OP, "workspace", expected, h.len() * 4));
         }
         // SAFETY: the workspace's own memory, which the exclusive borrow keeps from others; h and scratch do not overlap.

@@ -70,7 +70,10 @@ impl MoeLora<Wgpu> {
         let sizes =
             plan::Sizes { tokens, top_k: self.router.top_k(), experts: self.pool.slots().sizes().experts };
         sizes.check()?;
-        Ok([device::Plan::bytes(&sizes), (self.h_len(self.pool.slots().max_rank(), tokens) as u64).saturating_mul(4)])
+        Ok([
+            device::Plan::bytes(&sizes),
+            (self.h_len(self.pool.slots().max_rank(), tokens) as u64).saturating_mul(4),
+        ])
     }
 
     /// A workspace in memory of its own.

@@ -3,6 +3,8 @@
 //! Every launch and copy goes to the handle's one stream. Nothing waits but [`Cuda::take_status`] and the downloads, and no
 //! call but the constructors, uploads and [`Cuda::plan`] takes memory: the rest may be captured into a CUDA graph.
 
+#[cfg(test)]
+mod contract;
 mod driver;
 mod entry;
 mod memory;
