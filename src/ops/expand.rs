@@ -288,6 +288,9 @@ impl Cuda {
         for (name, len) in [("h", h.len()), ("y", y.len())] {
             word(OP, name, len)?;
         }
+        if plan.sizes().routes() == 0 && !sizes.accumulate {
+            return self.zero_rows(sizes, y);
+        }
         let elements = (Y::TYPE, slots.sizes().element);
         let launch = cuda_grid(sizes, elements, (pool.live(), plan.layout.chunks), &self.offer());
         let params = params::ExpandParams {
@@ -308,5 +311,20 @@ impl Cuda {
             unused: [0; 3],
         };
         self.launch(OP, &launch, &params)
+    }
+
+    /// Without routes there is no plan to read: a product over no columns.
+    fn zero_rows<Y: Element>(&self, sizes: &Sizes, y: &mut cuda::ViewMut<Y>) -> Result<()> {
+        let (tokens, out_features) = (sizes.output.y_rows(sizes.tokens, sizes.top_k), sizes.out_features);
+        let base = super::base::Sizes {
+            tokens,
+            in_features: 0,
+            out_features,
+            x_stride: 0,
+            y_stride: sizes.y_stride,
+        };
+        // SAFETY: no element of these is read.
+        let none = unsafe { cuda::View::from_raw(0, 0) };
+        self.base(&base, &none, None, &none, None, y)
     }
 }

@@ -21,8 +21,8 @@ const OP: &str = "route";
 /// Tokens whose scores the CPU holds at once.
 const TOKENS_AT_ONCE: usize = 1024;
 
-/// Largest `top_k` of a WebGPU router: its list stays in workgroup memory.
-#[cfg(feature = "wgpu")]
+/// Largest `top_k` of a GPU's router: its list stays in workgroup memory.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub const MAX_TOP_K: usize = 256;
 
 /// How selected scores become weights.
@@ -323,6 +323,9 @@ impl Cuda {
     ) -> Result<()> {
         sizes.check(&router.router, x.len(), topk_ids.len(), topk_weights.len())?;
         word(OP, "x", x.len())?;
+        if sizes.top_k > MAX_TOP_K {
+            return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on CUDA"), sizes.top_k));
+        }
         let weight = router.weight.address();
         let params = RouteParams {
             x: x.address(),

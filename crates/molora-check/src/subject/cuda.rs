@@ -9,13 +9,14 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use molora::adapter::Lora;
 use molora::device::Cuda;
-use molora::device::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
+use molora::device::cuda::cudarc::driver::{CudaSlice, DeviceRepr, sys};
 use molora::device::cuda::{Plan, Pool, View, ViewMut};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
 use molora::layer::cuda::{RoutingView, Workspace};
 use molora::layer::{Base, MoeLora, Router};
 use molora::ops::{Output, plan, route::CudaRouter, shrink};
+use std::ffi::c_char;
 use std::time::Instant;
 
 /// One device.
@@ -261,6 +262,19 @@ impl CudaSubject {
     }
 }
 
+/// What the PTX machine counted since it was last asked, by the one function that it has beyond a driver's.
+fn machine_counters() -> Option<String> {
+    type Take = unsafe extern "C" fn(*mut c_char, usize) -> usize;
+    // SAFETY: the driver's library is loaded, since there is a device; the symbol is looked up with its own signature.
+    let take = unsafe { sys::culib().get::<Take>(b"ptxMachineTakeCounters\0") }.ok()?;
+    let mut text = vec![0u8; 1 << 20];
+    // SAFETY: the buffer has the length that goes with it.
+    let length = unsafe { take(text.as_mut_ptr().cast(), text.len()) }.min(text.len());
+    text.truncate(length);
+    let text = String::from_utf8(text).ok()?;
+    Some(text.trim_end_matches('\0').to_string())
+}
+
 impl Subject for CudaSubject {
     fn kind(&self) -> &'static str {
         "cuda"
@@ -284,6 +298,14 @@ impl Subject for CudaSubject {
 
     fn is_stand_in(&self) -> bool {
         self.cuda.is_stand_in()
+    }
+
+    fn take_counters(&self) -> Result<Option<String>> {
+        if !self.is_stand_in() {
+            return Ok(None);
+        }
+        self.cuda.wait()?;
+        Ok(machine_counters())
     }
 
     fn unsupported(&self, _case: &Case) -> Option<String> {

@@ -54,6 +54,11 @@ pub trait Subject: Send + Sync {
         false
     }
 
+    /// What a machine that counts has counted since it was last asked, as JSON; waits for its work.
+    fn take_counters(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Why the device cannot run a case; `None` where it can.
     fn unsupported(&self, case: &Case) -> Option<String>;
 
