@@ -180,6 +180,6 @@ impl Properties {
     /// Name, architecture and driver in a line.
     pub(super) fn describe(&self) -> String {
         let (major, minor) = self.compute_capability;
-        format!("{} (sm_{major}{minor}, driver {})", self.name, spelt(self.driver))
+        format!("{} (compute {major}.{minor}, driver {})", self.name, spelt(self.driver))
     }
 }

@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn cuda_is_found_by_its_kind_and_by_its_name() {
         let (machine, gpu) =
-            ("cuda: PTX machine (sm_80, driver 12.8)", "cuda: NVIDIA H100 (sm_90, driver 12.4)");
+            ("cuda: PTX machine (compute 8.0, driver 12.8)", "cuda: NVIDIA H100 (compute 9.0, driver 12.4)");
         assert!(matches("cuda", machine) && matches("cuda", gpu) && matches("H100", gpu));
         assert!(matches("ptx machine", machine) && !matches("ptx machine", gpu));
         let Found { subjects, missing } = find();
