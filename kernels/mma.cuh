@@ -85,18 +85,23 @@ __device__ __forceinline__ void load_tiles(u32 (&tiles)[4], u32 row) {
                  : "memory");
 }
 
-// 16 bytes from global to shared memory, zeros where not `inside`; `from` must be a real address even then.
-__device__ __forceinline__ void copy16(void* to, const void* from, bool inside) {
+// The first `bytes` (a multiple of 4) of 16 from global to shared memory, zeros behind them.
+__device__ __forceinline__ void copy16(void* to, const void* from, u32 bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(inside ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                  : "memory");
 #else
-    *(uint4*)to = inside ? __ldg((const uint4*)from) : uint4{0, 0, 0, 0};
+    const u32* words = (const u32*)from;
+    if (bytes == 16) {
+        *(uint4*)to = __ldg((const uint4*)from);
+    } else {
+        *(uint4*)to = make_uint4(bytes > 0 ? __ldg(words) : 0, bytes > 4 ? __ldg(words + 1) : 0,
+                                 bytes > 8 ? __ldg(words + 2) : 0, 0);
+    }
 #endif
 }
 
-// The same for 4 bytes.
+// 4 bytes from global to shared memory, or zeros.
 __device__ __forceinline__ void copy4(void* to, const void* from, bool inside) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
