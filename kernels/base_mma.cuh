@@ -14,6 +14,7 @@
 namespace base_mma {
 
 constexpr u32 THREADS = 256, TILE = 128, SLAB = 32, STAGES = 3, PARTS = 4;
+constexpr u32 BLOCKS = SM80 ? 2 : 1; // on an SM: shared memory holds no more before sm_80
 
 struct Shared {
     uint4 x[STAGES][TILE * PARTS];
@@ -181,12 +182,12 @@ template <class X> __device__ __forceinline__ void base(const BaseParams& p) {
 
 } // namespace base_mma
 
-extern "C" __global__ void __launch_bounds__(base_mma::THREADS, 2) base_mma_f16(const __grid_constant__ BaseParams p) {
+extern "C" __global__ void __launch_bounds__(base_mma::THREADS, base_mma::BLOCKS) base_mma_f16(const __grid_constant__ BaseParams p) {
     base_mma::base<f16>(p);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-extern "C" __global__ void __launch_bounds__(base_mma::THREADS, 2) base_mma_bf16(const __grid_constant__ BaseParams p) {
+extern "C" __global__ void __launch_bounds__(base_mma::THREADS, base_mma::BLOCKS) base_mma_bf16(const __grid_constant__ BaseParams p) {
     base_mma::base<bf16>(p);
 }
 #endif

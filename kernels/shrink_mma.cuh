@@ -49,11 +49,11 @@ __device__ __forceinline__ void find_tile(const ShrinkParams& p, Shared& s, u32 
 }
 
 // Up to eight elements before a row's end, zeros behind it: x there may be anything, or nothing.
-template <class X> __device__ __forceinline__ Raw<X, 8> load_end(const X* row, u32 at, u32 k) {
+template <class X> __device__ __forceinline__ Raw<X, 8> load_end(const X* from, u32 rest) {
     size_t pairs[2] = {};
 #pragma unroll 1
-    for (u32 i = 0; i < 8 && at + i < k; i++) {
-        size_t bits = (size_t)load_one(row + at + i).bits << 16 * (i % 4);
+    for (u32 i = 0; i < min(rest, 8u); i++) {
+        size_t bits = (size_t)load_one(from + i).bits << 16 * (i % 4);
         (i < 4 ? pairs[0] : pairs[1]) |= bits;
     }
     return Raw<X, 8>{{(u32)pairs[0], (u32)(pairs[0] >> 32), (u32)pairs[1], (u32)(pairs[1] >> 32)}};
@@ -69,21 +69,21 @@ template <class X, u32 MT, u32 NT> struct Products {
         Raw<X, 8> a[MT][2], x[NT];
     };
 
-    __device__ __forceinline__ void begin(const ShrinkParams& p, const Shared& s, u32 first, u32 lane) {
+    __device__ __forceinline__ void begin(const ShrinkParams& p, const Shared& s, u32 first, u32 at, u32 lane) {
 #pragma unroll
         for (u32 m = 0; m < 2 * MT; m++) {
             u32 rank = min(8 * m + lane / 4, s.ranks - 1);
-            a[m / 2][m % 2] = (const X*)p.a + (size_t)(s.row + rank) * p.a_stride;
+            a[m / 2][m % 2] = (const X*)p.a + (size_t)(s.row + rank) * p.a_stride + at;
         }
 #pragma unroll
         for (u32 n = 0; n < NT; n++) {
-            x[n] = (const X*)p.x + (size_t)s.x_rows[min(first + 8 * n + lane / 4, s.count - 1)] * 8;
+            x[n] = (const X*)p.x + (size_t)s.x_rows[min(first + 8 * n + lane / 4, s.count - 1)] * 8 + at;
         }
 #pragma unroll
         for (u32 i = 0; i < MT * NT; i++) sums[i / NT][i % NT] = Product{};
     }
 
-    __device__ __forceinline__ Slab load_slab(size_t at) const {
+    __device__ __forceinline__ Slab load_slab(u32 at) const {
         Slab slab;
 #pragma unroll
         for (u32 m = 0; m < 2 * MT; m++) slab.a[m / 2][m % 2] = load<8>(a[m / 2][m % 2] + at);
@@ -92,14 +92,21 @@ template <class X, u32 MT, u32 NT> struct Products {
         return slab;
     }
 
-    // The last slab where in_features ends in it: A is padded with zeros to whole loads.
-    __device__ __forceinline__ Slab load_tail(u32 at, u32 k) const {
+    // The last slab where in_features ends in it, `rest` elements from here: A is padded with zeros to whole loads.
+    __device__ __forceinline__ Slab load_tail(u32 rest) const {
         Slab slab;
 #pragma unroll
-        for (u32 m = 0; m < 2 * MT; m++) slab.a[m / 2][m % 2] = at < k ? load<8>(a[m / 2][m % 2] + at) : Raw<X, 8>{};
+        for (u32 m = 0; m < 2 * MT; m++) slab.a[m / 2][m % 2] = rest > 0 ? load<8>(a[m / 2][m % 2]) : Raw<X, 8>{};
 #pragma unroll
-        for (u32 n = 0; n < NT; n++) slab.x[n] = load_end(x[n], at, k);
+        for (u32 n = 0; n < NT; n++) slab.x[n] = load_end(x[n], rest);
         return slab;
+    }
+
+    __device__ __forceinline__ void advance(u32 by) {
+#pragma unroll
+        for (u32 m = 0; m < 2 * MT; m++) a[m / 2][m % 2] += by;
+#pragma unroll
+        for (u32 n = 0; n < NT; n++) x[n] += by;
     }
 
     __device__ __forceinline__ void add(const Slab& slab) {
@@ -119,23 +126,24 @@ template <class X, u32 MT, u32 NT> struct Products {
     }
 
     // Whole slabs from s on, MANY in flight at once.
-    template <u32 MANY> __device__ __forceinline__ void add_slabs(u32& s, u32 slabs, u32 lane) {
+    template <u32 MANY> __device__ __forceinline__ void add_slabs(u32& s, u32 slabs) {
 #pragma unroll 1
         for (; s + WARPS * (MANY - 1) < slabs; s += WARPS * MANY) {
             Slab slab[MANY];
 #pragma unroll
-            for (u32 i = 0; i < MANY; i++) slab[i] = load_slab((size_t)SLAB * (s + WARPS * i) + 8 * (lane % 4));
+            for (u32 i = 0; i < MANY; i++) slab[i] = load_slab(WARPS * SLAB * i);
 #pragma unroll
             for (u32 i = 0; i < MANY; i++) add(slab[i]);
+            advance(WARPS * SLAB * MANY);
         }
-        if constexpr (MANY > 1) add_slabs<MANY / 2>(s, slabs, lane);
+        if constexpr (MANY > 1) add_slabs<MANY / 2>(s, slabs);
     }
 
     __device__ __forceinline__ void add_all(u32 k, u32 warp, u32 lane) {
         constexpr u32 REGISTERS = 8 * MT + 4 * NT, MANY = REGISTERS <= 16 ? 4 : REGISTERS <= 32 ? 2 : 1;
-        u32 slabs = k / SLAB, s = warp;
-        add_slabs<MANY>(s, slabs, lane);
-        if (s == slabs && k % SLAB != 0) add(load_tail(SLAB * s + 8 * (lane % 4), k));
+        u32 slabs = k / SLAB, s = warp, rest = k % SLAB, own = 8 * (lane % 4);
+        add_slabs<MANY>(s, slabs);
+        if (s == slabs && rest != 0) add(load_tail(own < rest ? rest - own : 0));
     }
 };
 
@@ -143,7 +151,7 @@ template <class X, u32 MT, u32 NT> struct Products {
 template <class X, u32 MT, u32 NT> __device__ __forceinline__ void take(const ShrinkParams& p, Shared& s, u32 first) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     Products<X, MT, NT> products;
-    products.begin(p, s, first, lane);
+    products.begin(p, s, first, SLAB * warp + 8 * (lane % 4), lane);
     products.add_all(p.in_features, warp, lane);
 #pragma unroll
     for (u32 i = 0; i < MT * NT; i++) {
