@@ -218,36 +218,38 @@ __device__ __forceinline__ void multiply_eight(Product (&sums)[2], const Left (&
     }
 }
 
-// acc[token] += factor D, eight routes at once in one round or one after the other in eight.
-__device__ __forceinline__ void add_eight(Shared& s, const Product (&sums)[2], u32 place, u32 count, u32 column,
-                                          u32 rounds, u32 lane) {
-    u32 from = 4 * (lane % 8) + lane / 8, own = 2 * (lane / 8);
-    float d[2][4];
-    float factor[2];
+// Eight routes' factor D to acc, at once in one round or one route after the other in eight: added to the rows of their
+// tokens, or for PER_ROUTE written to the rows of their places in the piece.
+__device__ __forceinline__ void add_eight(Shared& s, const Product (&sums)[2], const Step& step, u32 first, u32 rounds,
+                                          bool per_route, u32 column, u32 lane) {
+    u32 from = 4 * (lane % 8) + lane / 8;
+    float d[2][4], factor[2];
     float4* to[2];
+    bool inside[2];
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
 #pragma unroll
         for (u32 j = 0; j < 4; j++) d[i][j] = __shfl_sync(ALL_LANES, sums[j / 2].d[2 * (j % 2) + i], from);
-        if (own + i < count) {
-            factor[i] = s.factors[place + own + i];
-            to[i] = (float4*)&s.acc[s.routes[place + own + i] >> 9 & 0x7f][column + 4 * (lane % 8)];
-        }
+        u32 n = first + 2 * (lane / 8) + i;
+        inside[i] = n < step.count;
+        u32 at = step.begin + (inside[i] ? n : 0);
+        factor[i] = s.factors[at];
+        to[i] = (float4*)&s.acc[per_route ? n : s.routes[at] >> 9 & 0x7f][column + 4 * (lane % 8)];
     }
 #pragma unroll 1
     for (u32 round = 0; round < rounds; round++) {
         float4 v[2];
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            if (own + i < count && (rounds == 1 || own + i == round)) v[i] = *to[i];
+            bool now = inside[i] && (rounds == 1 || 2 * (lane / 8) + i == round);
+            v[i] = now && !per_route ? *to[i] : float4{0.0f, 0.0f, 0.0f, 0.0f};
         }
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            if (own + i < count && (rounds == 1 || own + i == round)) {
-                v[i].x = fmaf(factor[i], d[i][0], v[i].x), v[i].y = fmaf(factor[i], d[i][1], v[i].y);
-                v[i].z = fmaf(factor[i], d[i][2], v[i].z), v[i].w = fmaf(factor[i], d[i][3], v[i].w);
-                *to[i] = v[i];
-            }
+            bool now = inside[i] && (rounds == 1 || 2 * (lane / 8) + i == round);
+            v[i].x = fmaf(factor[i], d[i][0], v[i].x), v[i].y = fmaf(factor[i], d[i][1], v[i].y);
+            v[i].z = fmaf(factor[i], d[i][2], v[i].z), v[i].w = fmaf(factor[i], d[i][3], v[i].w);
+            if (now) *to[i] = v[i];
         }
         if (rounds > 1) __syncwarp();
     }
@@ -262,24 +264,23 @@ __device__ __forceinline__ bool repeats(const Shared& s, const Step& step, u32 l
     return __any_sync(ALL_LANES, again);
 }
 
-// z of eight routes: D's columns of a lane are neighbours.
+// z of a piece's routes, the warp's 32 columns.
 template <class X>
-__device__ __forceinline__ void store_eight(const ExpandParams& p, const Shared& s, const Chunk& c,
-                                            const Product (&sums)[2], u32 place, u32 count, u32 column, u32 lane) {
-    column += c.column + 4 * (lane / 4);
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        u32 n = 2 * (lane % 4) + i;
-        if (n >= count || column >= p.out_features) continue;
-        float v[4];
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) v[j] = s.factors[place + n] * sums[j / 2].d[2 * (j % 2) + i];
-        X* z = (X*)p.y + (size_t)(c.n0 + (s.routes[place + n] & 0x1ff)) * p.y_stride + column;
-        store_part<4>(z, v, p.out_features - column, p.y_vector, p.accumulate);
+__device__ __forceinline__ void store_piece(const ExpandParams& p, const Shared& s, const Chunk& c, const Step& step,
+                                            u32 column, u32 lane) {
+    u32 own = column + 4 * (lane % 8), o = c.column + own;
+    __syncwarp();
+#pragma unroll 1
+    for (u32 n = lane / 8; n < step.count && o < p.out_features; n += 4) {
+        float4 sum = *(const float4*)&s.acc[n][own];
+        float v[4] = {sum.x, sum.y, sum.z, sum.w};
+        X* z = (X*)p.y + (size_t)(c.n0 + (s.routes[step.begin + n] & 0x1ff)) * p.y_stride + o;
+        store_part<4>(z, v, p.out_features - o, p.y_vector, p.accumulate);
     }
+    __syncwarp();
 }
 
-// One step of a worker: the products, and behind a piece's last ranks their way to y.
+// One step of a worker: the products, and behind a piece's last ranks their way to acc.
 template <class X>
 __device__ __forceinline__ void work(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step,
                                      const Block& block, u32 stage, Sums& sums) {
@@ -298,14 +299,9 @@ __device__ __forceinline__ void work(const ExpandParams& p, Shared& s, const Chu
     u32 rounds = !per_route && repeats(s, step, lane) ? 8 : 1;
 #pragma unroll
     for (u32 n = 0; n < PIECE / 8; n++) {
-        if (8 * n >= step.count) continue;
-        u32 place = step.begin + 8 * n, count = step.count - 8 * n;
-        if (per_route) {
-            store_eight<X>(p, s, c, sums.products[n], place, count, column, lane);
-        } else {
-            add_eight(s, sums.products[n], place, count, column, rounds, lane);
-        }
+        if (8 * n < step.count) add_eight(s, sums.products[n], step, 8 * n, rounds, per_route, column, lane);
     }
+    if (per_route) store_piece<X>(p, s, c, step, column, lane);
 }
 
 // Rows of z that no adapter writes.
