@@ -40,6 +40,34 @@ template <class B> __device__ __forceinline__ Raw<B, FEW_COLUMNS> b_columns(cons
     return both;
 }
 
+// RANKS values of a row of h.
+template <u32 RANKS> __device__ __forceinline__ Raw<float, RANKS> h_ranks(const ExpandParams& p, const float* h) {
+    if constexpr (RANKS % 4 == 0) {
+        if (p.h_vector) return load<RANKS>(h);
+    }
+    return load_each<RANKS>(h, RANKS);
+}
+
+// Adds RANKS ranks at a time while they last; all loads come before the first product.
+template <u32 RANKS, class B>
+__device__ __forceinline__ void add_few(const ExpandParams& p, const float* h, const B* b, bool high, u32& r, u32 rank,
+                                        float (&product)[FEW_COLUMNS]) {
+#pragma unroll 1
+    for (; r + RANKS <= rank; r += RANKS) {
+        Raw<B, FEW_COLUMNS> rows[RANKS];
+#pragma unroll
+        for (u32 i = 0; i < RANKS; i++) rows[i] = b_columns(b + (size_t)(r + i) * p.b_stride, high);
+        Raw<float, RANKS> v = h_ranks<RANKS>(p, h + r);
+#pragma unroll
+        for (u32 i = 0; i < RANKS; i++) {
+#pragma unroll
+            for (u32 j = 0; j < FEW_COLUMNS; j++) {
+                product[j] = fmaf(raw_at(v, i), raw_at(rows[i], j), product[j]);
+            }
+        }
+    }
+}
+
 // One block a row of y and 512 columns.
 template <class Y, class B> __device__ __forceinline__ void expand_few(const ExpandParams& p) {
     const PlanParams& plan = p.plan;
@@ -62,13 +90,10 @@ template <class Y, class B> __device__ __forceinline__ void expand_few(const Exp
         const float* h = h_row(p, n);
         const B* b = (const B*)p.b + (size_t)slot.row * p.b_stride + column;
         float product[FEW_COLUMNS] = {};
-#pragma unroll (sizeof(B) == 2 ? 8 : 4)
-        for (u32 r = 0; r < slot.rank; r++) {
-            float v = __ldg(h + r);
-            Raw<B, FEW_COLUMNS> part = b_columns(b + (size_t)r * p.b_stride, high);
-#pragma unroll
-            for (u32 j = 0; j < FEW_COLUMNS; j++) product[j] = fmaf(v, raw_at(part, j), product[j]);
-        }
+        u32 r = 0;
+        if constexpr (sizeof(B) == 2) add_few<8>(p, h, b, high, r, slot.rank, product);
+        add_few<4>(p, h, b, high, r, slot.rank, product);
+        add_few<1>(p, h, b, high, r, slot.rank, product);
         float f = factor(p, slot, n);
 #pragma unroll
         for (u32 j = 0; j < FEW_COLUMNS; j++) sum[j] = fmaf(f, product[j], sum[j]);
@@ -113,8 +138,7 @@ add_ranks(const ExpandParams& p, const B* b, u32 r, u32 lanes, const Route& own,
     for (u32 i = 0; i < RANKS; i++) rows[i] = load<OWN>(b + (size_t)(r + i) * p.b_stride);
     for (; lanes != 0; lanes &= lanes - 1) {
         Route route = from_lane(own, __ffs(lanes) - 1);
-        const float* from = h_row(p, route.n) + r;
-        Raw<float, RANKS> h = RANKS % 4 == 0 && p.h_vector ? load<RANKS>(from) : load_each<RANKS>(from, RANKS);
+        Raw<float, RANKS> h = h_ranks<RANKS>(p, h_row(p, route.n) + r);
         float product[OWN] = {};
 #pragma unroll
         for (u32 i = 0; i < RANKS; i++) {
@@ -203,7 +227,7 @@ template <class Y, class B> __device__ __forceinline__ void expand_many(const Ex
 }
 
 #define EXPAND(x, X, a, A)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(FEW_THREADS)                                                  \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS, 12)                                                 \
         expand_few_##x##_##a(const __grid_constant__ ExpandParams p) {                                         \
         expand_few<X, A>(p);                                                                                   \
     }                                                                                                          \

@@ -6,35 +6,51 @@
 
 #include "common.cuh"
 
-// Adds the products with ROWS rows of x. VECTOR: all rows start at multiples of 16 bytes.
-template <u32 ROWS, bool VECTOR, class W, class X>
-__device__ __forceinline__ void dot_rows(const W* w, const X* const (&x)[ROWS], u32 k, float (&sums)[ROWS]) {
-    constexpr int UNROLL = ROWS <= 2 ? 4 : ROWS == 4 ? 2 : 1;
-    float odd[ROWS] = {}; // two sums a row: half the time waiting for the last product
+// Adds STEPS eights of each row while they last; all loads come before the first product.
+template <u32 STEPS, bool VECTOR, u32 ROWS, class W, class X>
+__device__ __forceinline__ void
+add_eights(const W* w, const X* const (&x)[ROWS], u32 k, u32& i, float (&even)[ROWS], float (&odd)[ROWS]) {
+#pragma unroll 1
+    for (; i + 256 * (STEPS - 1) + 8 <= k; i += 256 * STEPS) {
+        Raw<W, 8> v[STEPS];
+        Raw<X, 8> u[STEPS][ROWS];
 #pragma unroll
-    for (u32 m = 0; m < ROWS; m++) sums[m] = 0.0f;
-    u32 i = 8 * (threadIdx.x % 32);
-#pragma unroll UNROLL
-    for (; i + 8 <= k; i += 256) {
-        Raw<W, 8> v = VECTOR ? load<8>(w + i) : load_each<8>(w + i, 8);
+        for (u32 s = 0; s < STEPS; s++) {
+            u32 at = i + 256 * s;
+            v[s] = VECTOR ? load<8>(w + at) : load_each<8>(w + at, 8);
 #pragma unroll
-        for (u32 m = 0; m < ROWS; m++) {
-            Raw<X, 8> u = VECTOR ? load<8>(x[m] + i) : load_each<8>(x[m] + i, 8);
+            for (u32 m = 0; m < ROWS; m++) u[s][m] = VECTOR ? load<8>(x[m] + at) : load_each<8>(x[m] + at, 8);
+        }
 #pragma unroll
-            for (u32 j = 0; j < 8; j += 2) {
-                sums[m] = fmaf(raw_at(v, j), raw_at(u, j), sums[m]);
-                odd[m] = fmaf(raw_at(v, j + 1), raw_at(u, j + 1), odd[m]);
+        for (u32 s = 0; s < STEPS; s++) {
+#pragma unroll
+            for (u32 m = 0; m < ROWS; m++) {
+#pragma unroll
+                for (u32 j = 0; j < 8; j += 2) {
+                    even[m] = fmaf(raw_at(v[s], j), raw_at(u[s][m], j), even[m]);
+                    odd[m] = fmaf(raw_at(v[s], j + 1), raw_at(u[s][m], j + 1), odd[m]);
+                }
             }
         }
     }
+}
+
+// The products with ROWS rows of x. VECTOR: all rows start at multiples of 16 bytes.
+template <bool VECTOR, u32 ROWS, class W, class X>
+__device__ __forceinline__ void dot_rows(const W* w, const X* const (&x)[ROWS], u32 k, float (&sums)[ROWS]) {
+    float even[ROWS] = {}, odd[ROWS] = {}; // two sums a row: half the time waiting for the last product
+    u32 i = 8 * (threadIdx.x % 32);
+    if constexpr (VECTOR && ROWS == 1) add_eights<4, VECTOR>(w, x, k, i, even, odd);
+    if constexpr (VECTOR && ROWS <= 2) add_eights<2, VECTOR>(w, x, k, i, even, odd);
+    add_eights<1, VECTOR>(w, x, k, i, even, odd);
 #pragma unroll 1
     for (; i < k; i++) { // one lane's, fewer than eight
         float v = widen(load_one(w + i));
 #pragma unroll
-        for (u32 m = 0; m < ROWS; m++) sums[m] = fmaf(v, widen(load_one(x[m] + i)), sums[m]);
+        for (u32 m = 0; m < ROWS; m++) even[m] = fmaf(v, widen(load_one(x[m] + i)), even[m]);
     }
 #pragma unroll
-    for (u32 m = 0; m < ROWS; m++) sums[m] = warp_sum(sums[m] + odd[m]);
+    for (u32 m = 0; m < ROWS; m++) sums[m] = warp_sum(even[m] + odd[m]);
 }
 
 // ROWS products from row m on, each put by a lane of its own.
@@ -45,7 +61,7 @@ __device__ __forceinline__ u32 put_rows(const W* w, u32 k, u32 m, u32 rows, Row 
 #pragma unroll
     for (u32 j = 0; j < ROWS; j++) x[j] = row(min(m + j, rows - 1));
     float sums[ROWS];
-    dot_rows<ROWS, VECTOR>(w, x, k, sums);
+    dot_rows<VECTOR>(w, x, k, sums);
     u32 lane = threadIdx.x % 32;
     float own = sums[0];
 #pragma unroll
