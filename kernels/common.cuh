@@ -61,19 +61,30 @@ template <u32 N> __device__ __forceinline__ float raw_at(const Raw<bf16, N>& raw
     return __uint_as_float(i % 2 ? word & 0xffff0000u : word << 16);
 }
 
-// Eight or four elements, `from` at a multiple of 16 bytes (8 where they fill only 8); nothing else writes there.
+// 16 bytes at once, or 8 where that is all.
+template <u32 WORDS> struct Words {
+    typedef uint4 At_once;
+};
+template <> struct Words<2> {
+    typedef uint2 At_once;
+};
+
+__device__ __forceinline__ void unpack(uint4 v, u32* words) {
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+}
+__device__ __forceinline__ void unpack(uint2 v, u32* words) { words[0] = v.x, words[1] = v.y; }
+__device__ __forceinline__ void pack(const u32* words, uint4* v) {
+    *v = make_uint4(words[0], words[1], words[2], words[3]);
+}
+__device__ __forceinline__ void pack(const u32* words, uint2* v) { *v = make_uint2(words[0], words[1]); }
+
+// N elements that nothing writes, `from` at a multiple of the bytes read at once.
 template <u32 N, class E> __device__ __forceinline__ Raw<E, N> load(const E* from) {
+    typedef typename Words<Raw<E, N>::WORDS>::At_once V;
+    constexpr u32 EACH = sizeof(V) / 4;
     Raw<E, N> raw;
-    if constexpr (Raw<E, N>::WORDS == 2) {
-        uint2 v = __ldg((const uint2*)from);
-        raw.words[0] = v.x, raw.words[1] = v.y;
-    } else {
 #pragma unroll
-        for (u32 i = 0; i < Raw<E, N>::WORDS; i += 4) {
-            uint4 v = __ldg((const uint4*)from + i / 4);
-            raw.words[i] = v.x, raw.words[i + 1] = v.y, raw.words[i + 2] = v.z, raw.words[i + 3] = v.w;
-        }
-    }
+    for (u32 i = 0; i < Raw<E, N>::WORDS; i += EACH) unpack(__ldg((const V*)from + i / EACH), raw.words + i);
     return raw;
 }
 
@@ -104,45 +115,32 @@ template <u32 N, class E> __device__ __forceinline__ Raw<E, N> load_part(const E
     return load_each<N>(row + i, i < k ? k - i : 0);
 }
 
-// The first `count` of N columns, added to what stands there where `accumulate`; `vector` as above.
+// Writes the first `count` of N columns, added to what stands there where `accumulate`; `vector` as above.
 template <u32 N, class E>
 __device__ __forceinline__ void store_part(E* to, const float (&v)[N], u32 count, bool vector, bool accumulate) {
-    constexpr u32 EACH = 4 / sizeof(E), WORDS = N / EACH;
-    if (vector && count >= N) {
-        u32 words[WORDS];
-        if (accumulate) {
-            Raw<E, N> old;
+    constexpr u32 WORDS = Raw<E, N>::WORDS;
+    typedef typename Words<WORDS>::At_once V;
+    constexpr u32 EACH = sizeof(V) / 4, PACKED = N / WORDS;
+    if (!vector || count < N) {
 #pragma unroll
-            for (u32 i = 0; i < WORDS; i += 2) {
-                uint2 pair = ((const uint2*)to)[i / 2];
-                old.words[i] = pair.x, old.words[i + 1] = pair.y;
-            }
-#pragma unroll
-            for (u32 i = 0; i < N; i++) {
-                u32 bits = bits_of(narrow<E>(v[i] + raw_at(old, i)));
-                words[i / EACH] = i % EACH ? words[i / EACH] | bits << 16 : bits;
-            }
-        } else {
-#pragma unroll
-            for (u32 i = 0; i < N; i++) {
-                u32 bits = bits_of(narrow<E>(v[i]));
-                words[i / EACH] = i % EACH ? words[i / EACH] | bits << 16 : bits;
-            }
-        }
-        if constexpr (WORDS == 2) {
-            *(uint2*)to = make_uint2(words[0], words[1]);
-        } else {
-#pragma unroll
-            for (u32 i = 0; i < WORDS; i += 4) {
-                ((uint4*)to)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
-            }
+        for (u32 i = 0; i < N; i++) {
+            if (i < count) to[i] = narrow<E>(accumulate ? v[i] + widen(to[i]) : v[i]);
         }
         return;
     }
+    Raw<E, N> raw = {};
+    if (accumulate) {
+#pragma unroll
+        for (u32 i = 0; i < WORDS; i += EACH) unpack(((const V*)to)[i / EACH], raw.words + i);
+    }
+    u32 words[WORDS] = {};
 #pragma unroll
     for (u32 i = 0; i < N; i++) {
-        if (i < count) to[i] = narrow<E>(accumulate ? v[i] + widen(to[i]) : v[i]);
+        float sum = accumulate ? v[i] + raw_at(raw, i) : v[i];
+        words[i / PACKED] |= bits_of(narrow<E>(sum)) << 16 * (i % PACKED);
     }
+#pragma unroll
+    for (u32 i = 0; i < WORDS; i += EACH) pack(words + i, (V*)to + i / EACH);
 }
 
 // By its bits: a compiler may assume that floats are never NaN.
