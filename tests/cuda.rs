@@ -105,7 +105,7 @@ impl<E: Element> Engine<E> {
             ids: cuda.upload(&[-1i32; TOKENS * TOP_K]).unwrap(),
             weights: cuda.upload(&[0.5f32; TOKENS * TOP_K]).unwrap(),
             live: cuda.upload(&[TOKENS as u32]).unwrap(),
-            y: cuda.upload(&vec![E::from_f32(7.0); TOKENS * OUT]).unwrap(),
+            y: cuda.upload(&[E::from_f32(7.0); TOKENS * OUT]).unwrap(),
         }
     }
 
@@ -131,7 +131,7 @@ impl<E: Element> Engine<E> {
     fn replay(&mut self, cuda: &Cuda, graph: &CudaGraph, ids: &[i32], live: usize) -> Vec<E> {
         write(cuda, &mut self.ids, ids);
         write(cuda, &mut self.live, &[live as u32]);
-        write(cuda, &mut self.y, &vec![E::from_f32(7.0); TOKENS * OUT]);
+        write(cuda, &mut self.y, &[E::from_f32(7.0); TOKENS * OUT]);
         graph.launch().unwrap();
         cuda.download(&self.y, TOKENS * OUT).unwrap()
     }

@@ -1,7 +1,7 @@
 //! Host slices in and out of a layer on CUDA: uploads, enqueues, downloads.
 
 use crate::adapter::slots::PoolSizes;
-use crate::device::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use crate::device::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
 use crate::device::cuda::{Cuda, View, ViewMut};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -9,7 +9,6 @@ use crate::layer::cuda::{RoutingView, Workspace};
 use crate::layer::{Base, MoeLora, Routing, Rows};
 use crate::ops::check_len;
 use bytemuck::Pod;
-use std::sync::Arc;
 
 /// Device memory for calls of at most so many tokens.
 #[derive(Debug)]
@@ -73,14 +72,10 @@ pub(super) fn run<X: Element>(
     Ok(())
 }
 
-fn copy<T: Pod>(cuda: &Cuda, values: &[T], slice: &mut CudaSlice<T>) -> Result<()>
-where
-    T: crate::device::cuda::cudarc::driver::DeviceRepr,
-{
-    let stream: &Arc<CudaStream> = cuda.stream();
+fn copy<T: Pod + DeviceRepr>(cuda: &Cuda, values: &[T], slice: &mut CudaSlice<T>) -> Result<()> {
     match values {
         [] => Ok(()),
-        _ => stream.memcpy_htod(values, slice).map_err(|e| cuda.failed("upload", e)),
+        _ => cuda.stream().memcpy_htod(values, slice).map_err(|e| cuda.failed("upload", e)),
     }
 }
 

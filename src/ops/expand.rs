@@ -268,10 +268,6 @@ impl Wgpu {
 impl Cuda {
     /// See the [module](self). Slots that changed since the plan are skipped and set the status word. On tensor cores h is
     /// rounded to y's element once.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "sizes, plan, pool, inputs, output: the order on every device"
-    )]
     pub fn expand<Y: Element>(
         &self,
         sizes: &Sizes,
