@@ -167,6 +167,19 @@ __device__ __forceinline__ Block load_b(const ExpandParams& p, const Step& step,
     return block;
 }
 
+// Asks for all of the chunk's B: one step ahead hides the second-level cache, not memory behind it.
+template <class X> __device__ __forceinline__ void fetch_b(const ExpandParams& p, const Shared& s, const Chunk& c) {
+    u32 helper = threadIdx.x / 32 - WORKERS, lane = threadIdx.x % 32, column = c.column + 64 * (lane % 2), piece = 0;
+    Step step;
+    for (step.open(s, 0, c.count); step.count > 0; step.open(s, step.begin + step.count, c.count)) {
+        bool own = piece++ % WORKERS == helper && column < p.b_stride;
+        for (u32 r = lane / 2; own && r < step.rank; r += 16) {
+            const X* at = (const X*)p.b + (size_t)(step.row + r) * p.b_stride + column;
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        }
+    }
+}
+
 // Rows g and g + 8 of the first product are columns 4 g and 4 g + 1, of the second 4 g + 2 and 4 g + 3.
 __device__ __forceinline__ void pair_ranks(const Block& block, Left (&left)[2]) {
 #pragma unroll
@@ -356,6 +369,7 @@ template <class X> __device__ __forceinline__ void expand(const ExpandParams& p)
             stage_h(p, s, c, ahead, i);
             ahead.advance(s, c.count);
         }
+        fetch_b<X>(p, s, c);
     }
     while (now.count > 0) {
 #pragma unroll
