@@ -3,8 +3,19 @@
 //! The executor talks to memory a warp at a time. [`Device`] outlives launches; [`Launch`] is what the blocks of one launch
 //! share; [`Block`] is one block's shared memory and its threads' synchronisation.
 
-use crate::counters::Counters;
-use crate::fault::Trouble;
+mod banks;
+mod block;
+mod clocks;
+mod copies;
+mod device;
+mod global;
+mod launch;
+mod shadow;
+mod shared;
+
+pub use block::Block;
+pub use device::Device;
+pub use launch::Launch;
 
 /// Generic addresses from here on are the block's own shared memory; below are global.
 pub const SHARED_WINDOW: u64 = 0x7fff_0000_0000;
@@ -49,129 +60,30 @@ pub enum Scope {
     Device,
 }
 
-/// Global memory: allocations with their contents and which bytes were written.
-#[derive(Debug, Default)]
-pub struct Device {}
+impl Order {
+    /// Whether what came before is published.
+    const fn releases(self) -> bool {
+        matches!(self, Self::Release | Self::AcquireRelease)
+    }
 
-impl Device {
-    /// Takes memory, 256-byte aligned, with a gap behind it that belongs to no one; nothing of it is initialised.
-    pub fn alloc(&mut self, bytes: u64) -> u64 {
-        let _ = bytes;
-        todo!()
+    /// Whether what was published is taken over.
+    const fn acquires(self) -> bool {
+        matches!(self, Self::Acquire | Self::AcquireRelease)
     }
 }
 
-/// What the blocks of one launch share.
-#[derive(Debug)]
-pub struct Launch<'d> {
-    /// The device.
-    pub device: &'d mut Device,
-    /// What was counted so far.
-    pub counters: Counters,
+/// The lanes of a mask, ascending.
+fn lanes_of(mask: u32) -> impl Iterator<Item = u32> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        let lane = (left != 0).then(|| left.trailing_zeros())?;
+        left &= left - 1;
+        Some(lane)
+    })
 }
 
-/// One block's shared memory and synchronisation.
-#[derive(Debug)]
-pub struct Block {}
-
-#[expect(unused_variables, reason = "signatures first")]
-impl Block {
-    /// Shared memory of `shared_bytes`, uninitialised, for `threads` threads; `block` is the linear index in the grid.
-    pub fn new(block: u32, shared_bytes: u32, threads: u32) -> Self {
-        todo!()
-    }
-    /// A load of global memory.
-    pub fn load_global(
-        &mut self,
-        launch: &mut Launch,
-        lanes: &Lanes,
-        order: Order,
-        scope: Scope,
-        out: &mut Values,
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// A store to global memory.
-    pub fn store_global(
-        &mut self,
-        launch: &mut Launch,
-        lanes: &Lanes,
-        order: Order,
-        scope: Scope,
-        values: &Values,
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// A read-modify-write of global memory, lane after lane: `change(lane, old)` gives the new value (low `bytes`), `None` where
-    /// nothing is stored; `out` gets the old values. Lanes of one warp that meet at an address are served in ascending order.
-    pub fn atomic_global(
-        &mut self,
-        launch: &mut Launch,
-        lanes: &Lanes,
-        order: Order,
-        scope: Scope,
-        change: &mut dyn FnMut(u32, u64) -> Option<u64>,
-        out: &mut Values,
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// A load of shared memory. `ldmatrix` comes as one load of 16 bytes for each eight lanes that give row addresses.
-    pub fn load_shared(
-        &mut self,
-        launch: &mut Launch,
-        lanes: &Lanes,
-        out: &mut Values,
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// A store to shared memory.
-    pub fn store_shared(
-        &mut self,
-        launch: &mut Launch,
-        lanes: &Lanes,
-        values: &Values,
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// A read-modify-write of shared memory; as [`Self::atomic_global`].
-    pub fn atomic_shared(
-        &mut self,
-        launch: &mut Launch,
-        lanes: &Lanes,
-        change: &mut dyn FnMut(u32, u64) -> Option<u64>,
-        out: &mut Values,
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// `cp.async`: `from.bytes` bytes to shared offset `to[lane]`, of which `source_bytes[lane]` come from `from.address[lane]`
-    /// and the rest are zeros.
-    pub fn copy_async(
-        &mut self,
-        launch: &mut Launch,
-        to: &[u64; 32],
-        from: &Lanes,
-        source_bytes: &[u32; 32],
-    ) -> Result<(), Trouble> {
-        todo!()
-    }
-    /// `cp.async.commit_group` of these lanes.
-    pub fn commit_async(&mut self, warp: u32, mask: u32) {
-        todo!()
-    }
-    /// `cp.async.wait_group keep` of these lanes; `wait_all` is a commit and `keep` 0.
-    pub fn wait_async(&mut self, warp: u32, mask: u32, keep: u32) {
-        todo!()
-    }
-    /// A fence.
-    pub fn fence(&mut self, launch: &mut Launch, warp: u32, mask: u32, order: Order, scope: Scope) {
-        todo!()
-    }
-    /// A barrier among these lanes, warp index and mask, has completed.
-    pub fn barrier(&mut self, participants: &[(u32, u32)]) {
-        todo!()
-    }
-    /// `bar.warp.sync` among these lanes.
-    pub fn sync_warp(&mut self, warp: u32, mask: u32) {
-        todo!()
-    }
+/// A trouble of one lane at an address.
+#[cold]
+fn trouble(kind: crate::fault::Kind, lane: u32, address: u64, detail: String) -> crate::fault::Trouble {
+    crate::fault::Trouble { kind, lane, address: Some(address), detail }
 }

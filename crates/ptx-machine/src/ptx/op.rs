@@ -1,0 +1,809 @@
+//! Decoded instructions.
+//!
+//! Constants and special registers stand in the register file like any register, so an operand is always a place.
+
+/// A place among a warp's 32-bit or 64-bit registers, or predicates; the instruction says which.
+pub type R = u16;
+
+/// No register.
+pub const NONE: R = R::MAX;
+
+/// One instruction.
+#[derive(Debug, Clone)]
+pub struct Ins {
+    /// What it does.
+    pub op: Op,
+    /// The predicate that guards it, or [`NONE`].
+    pub guard: R,
+    /// The guard is negated.
+    pub unless: bool,
+    /// Line of the text.
+    pub line: u32,
+}
+
+/// How large a warp's register file is, and what stands in it from the start.
+#[derive(Debug, Clone, Default)]
+pub struct File {
+    /// 32-bit places; 16-bit and 8-bit registers stand here, their upper bits 0.
+    pub words: usize,
+    /// 64-bit places.
+    pub longs: usize,
+    /// Predicates.
+    pub preds: usize,
+    /// 32-bit constants.
+    pub word_constants: Vec<(R, u32)>,
+    /// 64-bit constants.
+    pub long_constants: Vec<(R, u64)>,
+    /// Special registers.
+    pub specials: Vec<(R, Special)>,
+    /// Predicates that are constants.
+    pub pred_constants: Vec<(R, bool)>,
+}
+
+/// Special registers whose value a thread keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Special {
+    /// `%tid`, by axis.
+    Tid(u8),
+    /// `%ntid`, by axis.
+    Ntid(u8),
+    /// `%ctaid`, by axis.
+    Ctaid(u8),
+    /// `%nctaid`, by axis.
+    Nctaid(u8),
+    /// `%laneid`.
+    LaneId,
+    /// `%warpid`.
+    WarpId,
+    /// `%nwarpid`.
+    Nwarpid,
+    /// `%smid`: one block a multiprocessor.
+    SmId,
+    /// `%nsmid`.
+    Nsmid,
+    /// `WARP_SZ`.
+    WarpSize,
+    /// `%lanemask_eq`, `le`, `lt`, `ge`, `gt`.
+    LaneMask(Cmp),
+    /// `%dynamic_smem_size`.
+    DynamicShared,
+    /// `%total_smem_size`.
+    TotalShared,
+    /// `%gridid` and others that are 0.
+    Zero,
+}
+
+/// Integer operations; 64-bit ones where both operands and the result are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum IntOp {
+    Add,
+    Sub,
+    Mul,
+    Mad,
+    MulHiU,
+    MulHiS,
+    MadHiU,
+    MadHiS,
+    Mul24U,
+    Mul24S,
+    DivU,
+    DivS,
+    RemU,
+    RemS,
+    MinU,
+    MinS,
+    MaxU,
+    MaxS,
+    And,
+    Or,
+    Xor,
+    Not,
+    Cnot,
+    Shl,
+    ShrU,
+    ShrS,
+    Abs,
+    Neg,
+    SadU,
+    SadS,
+    ShfLWrap,
+    ShfRWrap,
+    ShfLClamp,
+    ShfRClamp,
+    BfeU,
+    BfeS,
+    Clz,
+    Popc,
+    Brev,
+    BfindU,
+    BfindS,
+    BfindShiftU,
+    BfindShiftS,
+    Prmt,
+    AddSatS,
+    SubSatS,
+    /// Both factors' lower 16 bits, sign-extended; then a sum.
+    MadWideS16,
+}
+
+/// How a 16-bit integer operation reads its operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Narrow {
+    /// 32 bits.
+    No,
+    /// 16 bits, unsigned.
+    U16,
+    /// 16 bits, signed.
+    S16,
+}
+
+/// Operations between 32-bit and 64-bit registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum MixOp {
+    MulWideU,
+    MulWideS,
+    MadWideU,
+    MadWideS,
+    Shl,
+    ShrU,
+    ShrS,
+    Clz,
+    Popc,
+    BfindU,
+    BfindS,
+    BfeU,
+    BfeS,
+    /// Long from word, zeros above.
+    ExtendU,
+    /// Long from word, sign above.
+    ExtendS,
+    /// Word from long.
+    Truncate,
+}
+
+/// Floating-point operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum FloatOp {
+    Add,
+    Sub,
+    Mul,
+    Fma,
+    Div,
+    Min,
+    Max,
+    MinNan,
+    MaxNan,
+    Neg,
+    Abs,
+    Copysign,
+    Rcp,
+    Sqrt,
+    Rsqrt,
+    Ex2,
+    Lg2,
+    Sin,
+    Cos,
+    Tanh,
+}
+
+/// Rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// To nearest, ties to even.
+    Nearest,
+    /// To zero.
+    Zero,
+    /// To minus infinity.
+    Down,
+    /// To plus infinity.
+    Up,
+    /// To nearest, ties away from zero (`cvt.rna.tf32`).
+    Away,
+}
+
+/// Comparisons; those ending in `u` are true for NaN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum Cmp {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    Equ,
+    Neu,
+    Ltu,
+    Leu,
+    Gtu,
+    Geu,
+    Num,
+    Nan,
+}
+
+/// Types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum Ty {
+    Pred,
+    B8,
+    U8,
+    S8,
+    B16,
+    U16,
+    S16,
+    B32,
+    U32,
+    S32,
+    B64,
+    U64,
+    S64,
+    F16,
+    F16x2,
+    Bf16,
+    Bf16x2,
+    Tf32,
+    F32,
+    F64,
+}
+
+/// Operations on predicates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum PredOp {
+    And,
+    Or,
+    Xor,
+    Not,
+    Mov,
+}
+
+/// State spaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum Space {
+    Generic,
+    Global,
+    Shared,
+    Param,
+    Const,
+    Local,
+}
+
+/// An address: a register and a displacement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addr {
+    /// The register, or [`NONE`].
+    pub base: R,
+    /// The register is a 64-bit one.
+    pub long: bool,
+    /// What is added.
+    pub offset: i64,
+}
+
+/// Atomic operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum AtomOp {
+    Add,
+    MinU,
+    MinS,
+    MaxU,
+    MaxS,
+    And,
+    Or,
+    Xor,
+    Exch,
+    Cas,
+    Inc,
+    Dec,
+    AddF32,
+    AddF64,
+    AddF16,
+    AddBf16,
+    AddF16x2,
+    AddBf16x2,
+}
+
+/// How much of the source a `cp.async` reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceBytes {
+    /// All.
+    All,
+    /// As many bytes as the register says.
+    Word(R),
+    /// None where the predicate holds.
+    Ignore(R),
+}
+
+/// Modes of a shuffle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum ShflMode {
+    Up,
+    Down,
+    Bfly,
+    Idx,
+}
+
+/// Kinds of votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum VoteMode {
+    All,
+    Any,
+    Uni,
+    Ballot,
+}
+
+/// Kinds of barriers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum BarrierMode {
+    Sync,
+    Arrive,
+    RedPopc,
+    RedAnd,
+    RedOr,
+}
+
+/// Element types of a matrix operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum MmaTy {
+    F16,
+    Bf16,
+    Tf32,
+}
+
+/// `mma.sync.aligned.m16n8k*.row.col`.
+#[derive(Debug, Clone)]
+pub struct Mma {
+    /// K: 4, 8 or 16.
+    pub k: u32,
+    /// Type of A and B.
+    pub ty: MmaTy,
+    /// D is f16.
+    pub half_d: bool,
+    /// C is f16.
+    pub half_c: bool,
+    /// Registers of D.
+    pub d: Vec<R>,
+    /// Registers of A.
+    pub a: Vec<R>,
+    /// Registers of B.
+    pub b: Vec<R>,
+    /// Registers of C.
+    pub c: Vec<R>,
+}
+
+/// A load or a store.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Space.
+    pub space: Space,
+    /// Type of an element.
+    pub ty: Ty,
+    /// Elements: 1, 2 or 4.
+    pub count: u8,
+    /// The registers are 64-bit ones.
+    pub long: bool,
+    /// Bits of a narrow load's register: 16 or 32, else 64.
+    pub register_bits: u8,
+    /// Registers; a store's may be constants.
+    pub regs: [R; 4],
+    /// Address.
+    pub addr: Addr,
+    /// Ordering.
+    pub order: crate::memory::Order,
+    /// Scope.
+    pub scope: crate::memory::Scope,
+}
+
+/// A comparison that sets predicates.
+#[derive(Debug, Clone)]
+pub struct Setp {
+    /// Type.
+    pub ty: Ty,
+    /// Comparison.
+    pub cmp: Cmp,
+    /// Subnormals count as 0.
+    pub ftz: bool,
+    /// Operands.
+    pub a: R,
+    /// Operands.
+    pub b: R,
+    /// The result.
+    pub p: R,
+    /// The result of the negated comparison, or [`NONE`].
+    pub q: R,
+    /// Combined with this predicate, perhaps negated.
+    pub combine: Option<(PredOp, R, bool)>,
+}
+
+/// A conversion.
+#[derive(Debug, Clone)]
+pub struct Cvt {
+    /// To this type.
+    pub to: Ty,
+    /// From this type.
+    pub from: Ty,
+    /// Rounding, or `None` where the text names none.
+    pub round: Option<Round>,
+    /// Float to float, rounded to an integer (`.rni` and its kin).
+    pub integer: bool,
+    /// Clamps to 0..1, or to the integer's range.
+    pub sat: bool,
+    /// Subnormals become 0.
+    pub ftz: bool,
+    /// Negative becomes 0.
+    pub relu: bool,
+    /// The destination is a 64-bit register.
+    pub long_d: bool,
+    /// The source is a 64-bit register.
+    pub long_a: bool,
+    /// Bits of a 32-bit destination register: 16 or 32.
+    pub register_bits: u8,
+    /// Destination.
+    pub d: R,
+    /// Source.
+    pub a: R,
+}
+
+/// What an instruction does. Registers are `d` for destinations, `a`, `b`, `c`, `e` for sources.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum Op {
+    /// Not known: why.
+    Unknown(Box<str>),
+    /// Known and without effect here.
+    Nop,
+    Mov {
+        d: R,
+        a: R,
+    },
+    MovLong {
+        d: R,
+        a: R,
+    },
+    /// Integers of 32 bits and fewer.
+    Int {
+        f: IntOp,
+        narrow: Narrow,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    /// Integers of 64 bits.
+    Long {
+        f: IntOp,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    Mix {
+        f: MixOp,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    Lop3 {
+        table: u8,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    Bfi {
+        long: bool,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+        e: R,
+    },
+    Dp4a {
+        signed_a: bool,
+        signed_b: bool,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    /// `add.cc` and its kin: sum or difference of a (times b) and c; `reads` and `sets` the carry.
+    Carry {
+        long: bool,
+        subtract: bool,
+        reads: bool,
+        sets: bool,
+        d: R,
+        a: R,
+        b: R,
+    },
+    /// `mad.cc`: product's half, added to c.
+    MadCarry {
+        long: bool,
+        high: bool,
+        signed: bool,
+        reads: bool,
+        sets: bool,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    F32 {
+        f: FloatOp,
+        round: Round,
+        ftz: bool,
+        sat: bool,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    F64 {
+        f: FloatOp,
+        round: Round,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    Half {
+        f: FloatOp,
+        bf16: bool,
+        packed: bool,
+        ftz: bool,
+        sat: bool,
+        relu: bool,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    Testp {
+        f: Testp,
+        long: bool,
+        p: R,
+        a: R,
+    },
+    Cvt(Box<Cvt>),
+    /// Two f32 to one packed register, a in the upper half.
+    CvtPack {
+        bf16: bool,
+        round: Round,
+        relu: bool,
+        sat: bool,
+        d: R,
+        a: R,
+        b: R,
+    },
+    Setp(Box<Setp>),
+    /// `set`: all ones, or 1.0, in a 32-bit register.
+    Set {
+        test: Box<Setp>,
+        float: bool,
+    },
+    Selp {
+        long: bool,
+        d: R,
+        a: R,
+        b: R,
+        p: R,
+        not: bool,
+    },
+    Slct {
+        long: bool,
+        float: bool,
+        d: R,
+        a: R,
+        b: R,
+        c: R,
+    },
+    Pred {
+        f: PredOp,
+        d: R,
+        a: R,
+        b: R,
+    },
+    /// A vector of `count` registers of `bits` to one.
+    Pack {
+        bits: u8,
+        count: u8,
+        long: bool,
+        d: R,
+        parts: [R; 4],
+    },
+    Unpack {
+        bits: u8,
+        count: u8,
+        long: bool,
+        a: R,
+        parts: [R; 4],
+    },
+    Clock {
+        long: bool,
+        d: R,
+    },
+    Activemask {
+        d: R,
+    },
+    Load(Box<Access>),
+    Store(Box<Access>),
+    Atom {
+        space: Space,
+        f: AtomOp,
+        bytes: u8,
+        d: R,
+        addr: Addr,
+        b: R,
+        c: R,
+        order: crate::memory::Order,
+        scope: crate::memory::Scope,
+    },
+    CpAsync {
+        to: Addr,
+        from: Addr,
+        bytes: u8,
+        source: SourceBytes,
+    },
+    CommitGroup,
+    WaitGroup {
+        keep: u32,
+        all: bool,
+    },
+    Fence {
+        order: crate::memory::Order,
+        scope: crate::memory::Scope,
+    },
+    Shfl {
+        mode: ShflMode,
+        d: R,
+        p: R,
+        a: R,
+        b: R,
+        c: R,
+        mask: R,
+    },
+    Vote {
+        mode: VoteMode,
+        d: R,
+        a: R,
+        not: bool,
+        mask: R,
+    },
+    Match {
+        all: bool,
+        long: bool,
+        d: R,
+        p: R,
+        a: R,
+        mask: R,
+    },
+    Redux {
+        f: IntOp,
+        d: R,
+        a: R,
+        mask: R,
+    },
+    Elect {
+        d: R,
+        p: R,
+        mask: R,
+    },
+    WarpSync {
+        mask: R,
+    },
+    Ldmatrix {
+        count: u8,
+        trans: bool,
+        d: [R; 4],
+        addr: Addr,
+    },
+    Movmatrix {
+        d: R,
+        a: R,
+    },
+    Mma(Box<Mma>),
+    Barrier {
+        mode: BarrierMode,
+        aligned: bool,
+        id: R,
+        count: R,
+        d: R,
+        a: R,
+        not: bool,
+    },
+    Bra {
+        target: u32,
+    },
+    Brx {
+        a: R,
+        targets: Box<[u32]>,
+    },
+    Exit,
+    Trap,
+}
+
+/// What `testp` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as PTX names them")]
+pub enum Testp {
+    Finite,
+    Infinite,
+    Number,
+    NotANumber,
+    Normal,
+    Subnormal,
+}
+
+impl Ty {
+    /// The type of this name, as in an opcode without its dot.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "pred" => Self::Pred,
+            "b8" => Self::B8,
+            "u8" => Self::U8,
+            "s8" => Self::S8,
+            "b16" => Self::B16,
+            "u16" => Self::U16,
+            "s16" => Self::S16,
+            "b32" => Self::B32,
+            "u32" => Self::U32,
+            "s32" => Self::S32,
+            "b64" => Self::B64,
+            "u64" => Self::U64,
+            "s64" => Self::S64,
+            "f16" => Self::F16,
+            "f16x2" => Self::F16x2,
+            "bf16" => Self::Bf16,
+            "bf16x2" => Self::Bf16x2,
+            "tf32" => Self::Tf32,
+            "f32" => Self::F32,
+            "f64" => Self::F64,
+            _ => return None,
+        })
+    }
+
+    /// Its bits; a predicate has none.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Pred => 0,
+            Self::B8 | Self::U8 | Self::S8 => 8,
+            Self::B16 | Self::U16 | Self::S16 | Self::F16 | Self::Bf16 => 16,
+            Self::B32 | Self::U32 | Self::S32 | Self::F16x2 | Self::Bf16x2 | Self::Tf32 | Self::F32 => 32,
+            Self::B64 | Self::U64 | Self::S64 | Self::F64 => 64,
+        }
+    }
+
+    /// Is it a signed integer?
+    pub const fn signed(self) -> bool {
+        matches!(self, Self::S8 | Self::S16 | Self::S32 | Self::S64)
+    }
+
+    /// Is it a floating-point type?
+    pub const fn float(self) -> bool {
+        matches!(
+            self,
+            Self::F16 | Self::F16x2 | Self::Bf16 | Self::Bf16x2 | Self::Tf32 | Self::F32 | Self::F64
+        )
+    }
+}
+
+impl MmaTy {
+    /// Its name in opcodes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Tf32 => "tf32",
+        }
+    }
+}
