@@ -137,7 +137,9 @@ impl<'b, 'a> Decoder<'b, 'a> {
             },
             Arg::Int(value) => self.word_constant(*value as u32 & cut),
             Arg::Single(bits) => self.word_constant(*bits),
-            Arg::Double(bits) if ty == Ty::F32 => self.word_constant((f64::from_bits(*bits) as f32).to_bits()),
+            Arg::Double(bits) if ty == Ty::F32 => {
+                self.word_constant((f64::from_bits(*bits) as f32).to_bits())
+            }
             Arg::Symbol(name) => match (special(name), self.shared.get(name)) {
                 (Some(found), _) => self.special(found),
                 (None, Some(&offset)) => self.word_constant(offset),
@@ -413,9 +415,7 @@ fn statement<'a>(decoder: &mut Decoder<'_, 'a>, stmt: &Stmt<'a>) -> Decoded<Op> 
         }
         "shfl" | "vote" | "match" | "activemask" | "elect" | "redux" | "bar" | "barrier" | "ldmatrix"
         | "movmatrix" | "mma" => decode_warp::decode(decoder, &parts),
-        "cvt" | "mov" | "setp" | "set" | "selp" | "slct" | "testp" => {
-            decode_convert::decode(decoder, &parts)
-        }
+        "cvt" | "mov" | "setp" | "set" | "selp" | "slct" | "testp" => decode_convert::decode(decoder, &parts),
         _ => decode_alu::decode(decoder, &parts),
     }
 }

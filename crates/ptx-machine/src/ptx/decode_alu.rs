@@ -22,7 +22,12 @@ pub fn decode<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decod
 }
 
 /// Places of the sources behind the destination; those that are missing stand at the first's.
-fn sources<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>, ty: Ty, count: usize) -> Decoded<[R; 3]> {
+fn sources<'a>(
+    decoder: &mut Decoder<'_, 'a>,
+    parts: &Parts<'_, 'a>,
+    ty: Ty,
+    count: usize,
+) -> Decoded<[R; 3]> {
     parts.count(count + 1..=count + 1)?;
     let first = decoder.source(parts.arg(1)?, ty)?;
     let mut out = [first; 3];
@@ -112,7 +117,8 @@ fn float<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>, ty: Ty) -> De
 fn half<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>, ty: Ty) -> Decoded<Op> {
     parts.only(&["rn", "ftz", "sat", "approx", "relu", "NaN"])?;
     let (f, count) = float_op(parts)?;
-    let known = !matches!(f, FloatOp::Div | FloatOp::Copysign | FloatOp::Rcp | FloatOp::Sqrt | FloatOp::Rsqrt);
+    let known =
+        !matches!(f, FloatOp::Div | FloatOp::Copysign | FloatOp::Rcp | FloatOp::Sqrt | FloatOp::Rsqrt);
     if !known || parts.types().len() != 1 {
         return Err("an operation of mixed types".into());
     }
@@ -281,7 +287,9 @@ fn bits<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>, ty: Ty) -> Dec
     match parts.parts[0] {
         "lop3" => {
             parts.count(5..=5)?;
-            let super::parse::Arg::Int(table) = parts.arg(4)? else { return Err("a table that is no number".into()) };
+            let super::parse::Arg::Int(table) = parts.arg(4)? else {
+                return Err("a table that is no number".into());
+            };
             let (d, a) = (decoder.dest(parts.arg(0)?, ty)?, decoder.word(parts.arg(1)?, ty)?);
             let (b, c) = (decoder.word(parts.arg(2)?, ty)?, decoder.word(parts.arg(3)?, ty)?);
             Ok(Op::Lop3 { table: *table as u8, d, a, b, c })

@@ -107,9 +107,8 @@ fn vector<'a>(decoder: &mut Decoder<'_, 'a>, list: &[Arg<'a>], ty: Ty, dest: boo
 }
 
 fn cvt<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Op> {
-    const KNOWN: [&str; 12] = [
-        "rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi", "ftz", "sat", "relu",
-    ];
+    const KNOWN: [&str; 12] =
+        ["rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi", "ftz", "sat", "relu"];
     parts.only(&KNOWN)?;
     let [to, from] = parts.types()[..] else { return Err("two types are due".into()) };
     let (sat, ftz, relu) = (parts.has("sat"), parts.has("ftz"), parts.has("relu"));
@@ -147,7 +146,20 @@ fn cvt<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Op> 
     if round == Some(Round::Away) && to != Ty::Tf32 {
         return Err("this rounding".into());
     }
-    Ok(Op::Cvt(Box::new(Cvt { to, from, round, integer, sat, ftz, relu, long_d, long_a, register_bits, d, a })))
+    Ok(Op::Cvt(Box::new(Cvt {
+        to,
+        from,
+        round,
+        integer,
+        sat,
+        ftz,
+        relu,
+        long_d,
+        long_a,
+        register_bits,
+        d,
+        a,
+    })))
 }
 
 fn cmp(name: &str, ty: Ty) -> Option<Cmp> {

@@ -7,8 +7,32 @@ use crate::memory::{Order, SHARED_WINDOW, Scope};
 
 /// Parts that say how caches treat an access; nothing here depends on them.
 const CACHE: [&str; 27] = [
-    "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release", "acq_rel",
-    "cta", "cluster", "gpu", "sys", "global", "shared", "shared::cta", "param", "const", "local", "v2", "v4",
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "nc",
+    "weak",
+    "volatile",
+    "relaxed",
+    "acquire",
+    "release",
+    "acq_rel",
+    "cta",
+    "cluster",
+    "gpu",
+    "sys",
+    "global",
+    "shared",
+    "shared::cta",
+    "param",
+    "const",
+    "local",
+    "v2",
+    "v4",
     "param::entry",
 ];
 
@@ -123,8 +147,28 @@ fn atom_op(parts: &Parts<'_, '_>, ty: Ty) -> Decoded<AtomOp> {
 
 fn atom<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Op> {
     parts.only(&[
-        "relaxed", "acquire", "release", "acq_rel", "cta", "cluster", "gpu", "sys", "global", "shared", "shared::cta",
-        "noftz", "add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec",
+        "relaxed",
+        "acquire",
+        "release",
+        "acq_rel",
+        "cta",
+        "cluster",
+        "gpu",
+        "sys",
+        "global",
+        "shared",
+        "shared::cta",
+        "noftz",
+        "add",
+        "min",
+        "max",
+        "and",
+        "or",
+        "xor",
+        "exch",
+        "cas",
+        "inc",
+        "dec",
     ])?;
     let ty = parts.ty()?;
     let f = atom_op(parts, ty)?;

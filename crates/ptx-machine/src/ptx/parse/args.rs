@@ -81,10 +81,7 @@ pub fn list<'a>(
     Ok(out)
 }
 
-fn one<'a>(
-    cursor: &mut Cursor<'_, 'a>,
-    register: &dyn Fn(&str) -> Option<u32>,
-) -> Result<Arg<'a>, String> {
+fn one<'a>(cursor: &mut Cursor<'_, 'a>, register: &dyn Fn(&str) -> Option<u32>) -> Result<Arg<'a>, String> {
     if let Some(number) = literal(cursor) {
         return Ok(number);
     }
@@ -112,7 +109,13 @@ fn one<'a>(
                 let plus = cursor.eat("+");
                 match literal(cursor) {
                     Some(Arg::Int(value)) => offset = offset.wrapping_add(value as i64),
-                    _ => return Err(format!("address with `{}`{}", cursor.peek(), ["", " behind +"][usize::from(plus)])),
+                    _ => {
+                        return Err(format!(
+                            "address with `{}`{}",
+                            cursor.peek(),
+                            ["", " behind +"][usize::from(plus)]
+                        ));
+                    }
                 }
             }
             cursor.next();
