@@ -165,14 +165,17 @@ __device__ __forceinline__ bool read_route(const ExpandParams& p, u32 chunk, u32
     return why == 0;
 }
 
-// Adds what the lanes of `left` know, expert by expert: neighbours have the same.
+// Adds what the lanes of `left` know, expert by expert: neighbours have the same. Routes of one token to one expert come
+// one after the other, each with all ranks: the order of a sum is the same wherever the 32 routes begin.
 template <class B>
 __device__ __forceinline__ void
 add_routes(const ExpandParams& p, const B* b, u32 left, const Route& own, const Slot& slot, float4* acc) {
+    u32 again = __ballot_sync(ALL_LANES, own.row == __shfl_up_sync(ALL_LANES, own.row, 1));
     while (left != 0) {
         u32 leader = __ffs(left) - 1, first = __shfl_sync(ALL_LANES, slot.row, leader);
         u32 rank = __shfl_sync(ALL_LANES, slot.rank, leader);
         u32 lanes = left & __ballot_sync(ALL_LANES, slot.row == first); // live slots differ in their rows
+        lanes &= ~(again & lanes << 1);
         const B* rows = b + (size_t)first * p.b_stride;
         u32 r = 0;
         for (; r + 8 <= rank; r += 8) add_ranks<8>(p, rows, r, lanes, own, acc);

@@ -125,24 +125,27 @@ template <class X, u32 MT, u32 NT> struct Products {
         }
     }
 
-    // Whole slabs from s on, MANY in flight at once.
-    template <u32 MANY> __device__ __forceinline__ void add_slabs(u32& s, u32 slabs) {
+    // Whole slabs from s on, MANY in flight at once, TIMES of these for each move of the pointers.
+    template <u32 MANY, u32 TIMES> __device__ __forceinline__ void add_slabs(u32& s, u32 slabs) {
 #pragma unroll 1
-        for (; s + WARPS * (MANY - 1) < slabs; s += WARPS * MANY) {
-            Slab slab[MANY];
+        for (; s + WARPS * (MANY * TIMES - 1) < slabs; s += WARPS * MANY * TIMES) {
 #pragma unroll
-            for (u32 i = 0; i < MANY; i++) slab[i] = load_slab(WARPS * SLAB * i);
+            for (u32 j = 0; j < TIMES; j++) {
+                Slab slab[MANY];
 #pragma unroll
-            for (u32 i = 0; i < MANY; i++) add(slab[i]);
-            advance(WARPS * SLAB * MANY);
+                for (u32 i = 0; i < MANY; i++) slab[i] = load_slab(WARPS * SLAB * (MANY * j + i));
+#pragma unroll
+                for (u32 i = 0; i < MANY; i++) add(slab[i]);
+            }
+            advance(WARPS * SLAB * MANY * TIMES);
         }
-        if constexpr (MANY > 1) add_slabs<MANY / 2>(s, slabs);
+        if constexpr (MANY * TIMES > 1) add_slabs<TIMES == 1 ? MANY / 2 : MANY, 1>(s, slabs);
     }
 
     __device__ __forceinline__ void add_all(u32 k, u32 warp, u32 lane) {
         constexpr u32 REGISTERS = 8 * MT + 4 * NT, MANY = REGISTERS <= 16 ? 4 : REGISTERS <= 32 ? 2 : 1;
         u32 slabs = k / SLAB, s = warp, rest = k % SLAB, own = 8 * (lane % 4);
-        add_slabs<MANY>(s, slabs);
+        add_slabs<MANY, NT == 1 ? 2 : 1>(s, slabs);
         if (s == slabs && rest != 0) add(load_tail(own < rest ? rest - own : 0));
     }
 };
