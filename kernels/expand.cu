@@ -242,3 +242,5 @@ template <class Y, class B> __device__ __forceinline__ void expand_many(const Ex
 EXPAND_X(f32, float)
 EXPAND_X(f16, f16)
 EXPAND_X(bf16, bf16)
+
+#include "expand_mma.cuh"

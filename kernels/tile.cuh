@@ -70,17 +70,14 @@ __device__ __forceinline__ void tile_product(Stages<COLUMNS>& stages, const X* x
         }
         put_eight(stages.w[at], w_eight, w_row, w_next);
     };
-    read(0);
-    put(0);
-    __syncthreads();
     u32 at = 0;
 #pragma unroll 1
-    for (u32 k0 = TILE_K; k0 < k; k0 += TILE_K) {
-        read(k0);
-        if (works) add_stage(stages, at, sums);
-        at ^= 1;
+    for (u32 k0 = 0;; k0 += TILE_K) {
+        if (k0 < k) read(k0);
+        if (k0 > 0 && works) add_stage(stages, at ^ 1, sums);
+        if (k0 >= k) break;
         put(at); // read for the last time before the barrier behind us
+        at ^= 1;
         __syncthreads();
     }
-    if (works) add_stage(stages, at, sums);
 }
