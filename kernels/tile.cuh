@@ -49,8 +49,9 @@ __device__ __forceinline__ void add_stage(const Stages<COLUMNS>& stages, u32 at,
 // The thread's four rows of x times its four rows of w. x and w: this thread's row to stage; rows that are not there
 // repeat one that is. `works`: whether the thread has sums of its own.
 template <u32 COLUMNS, class X, class W>
-__device__ __forceinline__ void tile_product(Stages<COLUMNS>& stages, const X* x, bool x_vector, const W* w, bool w_vector,
-                                             u32 k, bool works, float (&sums)[4][4]) {
+__device__ __forceinline__ void
+tile_product(Stages<COLUMNS>& stages, const X* x, bool x_vector, const W* w, bool w_vector, u32 k, bool works,
+             float (&sums)[4][4]) {
     typedef TileShape<COLUMNS> Shape;
     u32 x_row = threadIdx.x % TILE_ROWS, x_eight = threadIdx.x / TILE_ROWS;
     u32 w_row = threadIdx.x % COLUMNS, w_eight = threadIdx.x / COLUMNS;
