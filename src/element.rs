@@ -43,7 +43,11 @@ impl fmt::Display for ElementType {
 }
 
 mod sealed {
+    #[cfg(not(feature = "cuda"))]
     pub trait Sealed {}
+    // Elements lie on a CUDA device as they lie here.
+    #[cfg(feature = "cuda")]
+    pub trait Sealed: cudarc::driver::DeviceRepr {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}

@@ -1,10 +1,15 @@
 //! A device chosen at run time, with host slices in and out: for command lines, tests and first steps. Engines use
 //! [`MoeLora`] on their own device.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::adapter::LinearRouter;
 use crate::adapter::{Lora, slots::PoolSizes};
 use crate::device::Cpu;
 use crate::device::cpu;
+#[cfg(feature = "cuda")]
+use crate::device::cuda::{self as cuda_device, Cuda, cudarc::driver::CudaSlice};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
@@ -19,14 +24,23 @@ use crate::ops::check_len;
 pub enum Device {
     /// The CPU.
     Cpu(Cpu),
+    /// A CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
     /// A WebGPU adapter.
     #[cfg(feature = "wgpu")]
     Wgpu(Wgpu),
 }
 
 impl Device {
-    /// A hardware GPU where there is one, else the CPU. Software drivers are never the best choice.
+    /// A hardware GPU where there is one, CUDA before WebGPU, else the CPU. Software drivers are never the best choice.
     pub fn best() -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Ok(cuda) = Cuda::new(0)
+            && !cuda.is_stand_in()
+        {
+            return Ok(Self::Cuda(cuda));
+        }
         #[cfg(feature = "wgpu")]
         if let Ok(wgpu) = Wgpu::new()
             && wgpu.info().device_type != wgpu::DeviceType::Cpu
@@ -36,24 +50,33 @@ impl Device {
         Ok(Self::Cpu(Cpu::new()?))
     }
 
-    /// `best`, `cpu`, or `wgpu` (software drivers included).
+    /// `best`, `cpu`, `cuda` (the first device), or `wgpu` (software drivers included).
     pub fn by_name(name: &str) -> Result<Self> {
         match name {
             "best" => Self::best(),
             "cpu" => Ok(Self::Cpu(Cpu::new()?)),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Self::Cuda(Cuda::new(0)?)),
             #[cfg(feature = "wgpu")]
             "wgpu" => Ok(Self::Wgpu(Wgpu::new()?)),
             _ => {
-                let expected = if cfg!(feature = "wgpu") { "best, cpu or wgpu" } else { "best or cpu" };
+                let expected = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
+                    (true, true) => "best, cpu, cuda or wgpu",
+                    (true, false) => "best, cpu or cuda",
+                    (false, true) => "best, cpu or wgpu",
+                    (false, false) => "best or cpu",
+                };
                 Err(Error::argument("device", "name", expected, name))
             }
         }
     }
 
-    /// `cpu` or `wgpu`.
+    /// `cpu`, `cuda` or `wgpu`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Cpu(_) => "cpu",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda",
             #[cfg(feature = "wgpu")]
             Self::Wgpu(_) => "wgpu",
         }
@@ -63,6 +86,8 @@ impl Device {
     pub fn describe(&self) -> String {
         match self {
             Self::Cpu(cpu) => cpu.describe(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.describe(),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(wgpu) => wgpu.describe(),
         }
@@ -83,6 +108,13 @@ enum Inner<X> {
         weight: Vec<X>,
         bias: Option<Vec<X>>,
         workspace: Vec<f32>,
+    },
+    #[cfg(feature = "cuda")]
+    Cuda {
+        layer: Box<MoeLora<Cuda>>,
+        weight: CudaSlice<X>,
+        bias: Option<CudaSlice<X>>,
+        buffers: Box<Option<cuda::Buffers<X>>>,
     },
     #[cfg(feature = "wgpu")]
     Wgpu {
@@ -122,6 +154,13 @@ impl<X: Element> HostLayer<X> {
                 let layer = Box::new(MoeLora::<Cpu>::new(cpu, cpu::Pool::new(sizes)?, router)?);
                 Inner::Cpu { layer, weight, bias, workspace: Vec::new() }
             }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => {
+                let pool = cuda_device::Pool::new(cuda, sizes)?;
+                let layer = Box::new(MoeLora::<Cuda>::new(cuda, pool, router)?);
+                let bias = bias.map(|b| cuda.upload(&b)).transpose()?;
+                Inner::Cuda { layer, weight: cuda.upload(&weight)?, bias, buffers: Box::default() }
+            }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(wgpu) => {
                 let layer = Box::new(MoeLora::<Wgpu>::new(wgpu, device::Pool::new(wgpu, sizes)?, router)?);
@@ -136,6 +175,8 @@ impl<X: Element> HostLayer<X> {
     pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
         match &mut self.inner {
             Inner::Cpu { layer, .. } => layer.pool_mut().put(slot, lora),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, .. } => layer.pool_mut().put(slot, lora),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu { layer, .. } => layer.pool_mut().put(slot, lora),
         }
@@ -145,6 +186,8 @@ impl<X: Element> HostLayer<X> {
     pub fn evict(&mut self, slot: usize) -> Result<()> {
         match &mut self.inner {
             Inner::Cpu { layer, .. } => layer.pool_mut().evict(slot),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, .. } => layer.pool_mut().evict(slot),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu { layer, .. } => layer.pool_mut().evict(slot),
         }
@@ -154,6 +197,8 @@ impl<X: Element> HostLayer<X> {
     pub fn set_router(&mut self, router: Router<LinearRouter>) -> Result<()> {
         match &mut self.inner {
             Inner::Cpu { layer, .. } => layer.set_router(router),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, .. } => layer.set_router(router),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu { layer, .. } => layer.set_router(router),
         }
@@ -184,6 +229,11 @@ impl<X: Element> HostLayer<X> {
                 } else {
                     layer.forward_delta(&rows, x, &mut routing, workspace, y)
                 }
+            }
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, weight, bias, buffers } => {
+                let base = base.then_some(Base { weight: &*weight, bias: bias.as_ref() });
+                cuda::run(layer, &self.sizes, base, buffers, &rows, x, routing, y)
             }
             #[cfg(feature = "wgpu")]
             Inner::Wgpu { layer, weight, bias, buffers } => {

@@ -10,6 +10,8 @@
 //! x, weight -> base -> y ----------> expand -> y += delta
 //! ```
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 #[cfg(feature = "wgpu")]
@@ -129,9 +131,10 @@ impl<D: Place> MoeLora<D> {
         &self.router
     }
 
-    fn shapes(&self, pool: &crate::adapter::slots::Slots, rows: &Rows) -> Shapes {
+    /// The sizes of one call; a row of h takes `h_stride` elements.
+    fn shapes(&self, pool: &crate::adapter::slots::Slots, h_stride: usize, rows: &Rows) -> Shapes {
         let (tokens, top_k, output) = (rows.tokens, self.router.top_k(), self.output);
-        let (sizes, h_stride) = (pool.sizes(), pool.max_rank());
+        let sizes = pool.sizes();
         let (in_features, out_features) = (sizes.in_features, sizes.out_features);
         let Rows { x_stride, y_stride, .. } = *rows;
         Shapes {
@@ -151,8 +154,8 @@ impl<D: Place> MoeLora<D> {
     }
 
     /// f32 elements of workspace that a call over `tokens` tokens needs for h.
-    fn h_len(&self, pool: &crate::adapter::slots::Slots, tokens: usize) -> usize {
-        self.output.h_rows(tokens, self.router.top_k()).saturating_mul(pool.max_rank())
+    fn h_len(&self, h_stride: usize, tokens: usize) -> usize {
+        self.output.h_rows(tokens, self.router.top_k()).saturating_mul(h_stride)
     }
 
     fn check_forward(&self) -> Result<()> {
@@ -210,7 +213,7 @@ impl MoeLora<Cpu> {
 
     /// f32 elements of workspace for calls of at most `tokens` tokens.
     pub fn workspace_len(&self, tokens: usize) -> usize {
-        self.h_len(self.pool.slots(), tokens)
+        self.h_len(self.pool.slots().max_rank(), tokens)
     }
 
     /// Fills the routing from `x [tokens, in_features]`; leaves it alone where the router is external.
@@ -264,7 +267,7 @@ impl MoeLora<Cpu> {
         workspace: &mut [f32],
         y: &mut [X],
     ) -> Result<()> {
-        let shapes = self.shapes(self.pool.slots(), rows);
+        let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
         let plan = self.device.plan(&shapes.plan, &self.pool, routing.topk_ids)?;
         self.device.shrink(&shapes.shrink, &plan, &self.pool, x, routing.topk_weights, workspace)?;
         plan.check_weights(OP, routing.topk_weights)?;

@@ -7,7 +7,7 @@
 //! - [`adapter`]: LoRA files into checked factors, and the pool's books;
 //! - [`layer`]: [`MoeLora`], the layer on one device; read it first;
 //! - [`ops`]: its operations, one file each: `route`, `plan`, `shrink`, `base`, `expand`;
-//! - [`device`]: [`Cpu`] and [`Wgpu`], the only places that know threads, SIMD and wgpu;
+//! - [`device`]: [`Cpu`], `Cuda` and `Wgpu`, the only places that know threads, SIMD, cudarc and wgpu;
 //! - [`host`]: a device chosen at run time, host slices in and out;
 //! - [`element`], [`error`].
 
@@ -21,6 +21,8 @@ pub mod ops;
 
 pub use adapter::Lora;
 pub use device::Cpu;
+#[cfg(feature = "cuda")]
+pub use device::Cuda;
 #[cfg(feature = "wgpu")]
 pub use device::Wgpu;
 pub use element::{Element, ElementType};

@@ -1,41 +1,90 @@
-//! The shared table on WebGPU in the forms that its own choice would not take: one form for every batch size, and the
-//! tiles of shrink that GPUs take, which software drivers would not.
-#![cfg(feature = "wgpu")]
+//! The shared table on GPUs in the forms that their own choice would not take: one form for every batch size, the tiles of
+//! shrink that WebGPU's hardware takes and software drivers would not, and CUDA without tensor cores.
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
 
-use molora::Wgpu;
-use molora_check::subject::WgpuSubject;
-use molora_check::{Extent, Op, Outcome, cases, check};
+use molora_check::{Case, Extent, Op, Outcome, Subject, cases, check};
 
-fn every_case(op: Op, form: impl Fn(&Wgpu) -> Wgpu) {
-    // Panics where MOLORA_REQUIRE names a device that is not there.
-    molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
-    for adapter in Wgpu::adapters() {
-        let subject = WgpuSubject::new(form(&Wgpu::open(&adapter).unwrap()));
-        let mut right = 0;
-        for case in cases(op, Extent::Short) {
-            match check(&subject, &case) {
-                Outcome::Right(_) => right += 1,
-                Outcome::Unsupported(_) => {}
-                Outcome::Wrong(why) => panic!("{}: {why}", case.label("wgpu")),
-            }
+fn every_case(subject: &dyn Subject, op: Op, asked: impl Fn(&Case) -> bool) {
+    let mut right = 0;
+    for case in cases(op, Extent::Short).iter().filter(|case| asked(case)) {
+        match check(subject, case) {
+            Outcome::Right(_) => right += 1,
+            Outcome::Unsupported(_) => {}
+            Outcome::Wrong(why) => panic!("{}: {why}", case.label(subject.kind())),
         }
-        assert!(right > 0, "{op:?}: no case ran");
+    }
+    assert!(right > 0, "{op:?}: no case ran");
+}
+
+#[cfg(feature = "wgpu")]
+mod on_wgpu {
+    use super::every_case;
+    use molora::Wgpu;
+    use molora_check::Op;
+    use molora_check::subject::WgpuSubject;
+
+    fn on_each(op: Op, form: impl Fn(&Wgpu) -> Wgpu) {
+        // Panics where MOLORA_REQUIRE names a device that is not there.
+        molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
+        for adapter in Wgpu::adapters() {
+            let subject = WgpuSubject::new(form(&Wgpu::open(&adapter).unwrap()));
+            every_case(&subject, op, |_| true);
+        }
+    }
+
+    #[test]
+    fn shrink_in_both_tiles() {
+        on_each(Op::Shrink, |wgpu| wgpu.batch_invariant(true).wide_tiles(false));
+        on_each(Op::Shrink, |wgpu| wgpu.batch_invariant(true).wide_tiles(true));
+        on_each(Op::Shrink, |wgpu| wgpu.wide_tiles(false));
+    }
+
+    #[test]
+    fn expand_for_many_tokens() {
+        on_each(Op::Expand, |wgpu| wgpu.batch_invariant(true));
+    }
+
+    #[test]
+    fn base_for_many_tokens() {
+        on_each(Op::Base, |wgpu| wgpu.batch_invariant(true));
     }
 }
 
-#[test]
-fn shrink_in_both_tiles() {
-    every_case(Op::Shrink, |wgpu| wgpu.batch_invariant(true).wide_tiles(false));
-    every_case(Op::Shrink, |wgpu| wgpu.batch_invariant(true).wide_tiles(true));
-    every_case(Op::Shrink, |wgpu| wgpu.wide_tiles(false));
-}
+#[cfg(feature = "cuda")]
+mod on_cuda {
+    use super::every_case;
+    use molora::{Cuda, ElementType};
+    use molora_check::subject::CudaSubject;
+    use molora_check::{Case, Op};
 
-#[test]
-fn expand_for_many_tokens() {
-    every_case(Op::Expand, |wgpu| wgpu.batch_invariant(true));
-}
+    fn on_device(op: Op, form: impl Fn(&Cuda) -> Cuda, asked: impl Fn(&Case) -> bool) {
+        // Panics where MOLORA_REQUIRE names a device that is not there.
+        molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
+        match Cuda::new(0) {
+            Ok(cuda) => every_case(&CudaSubject::new(form(&cuda)), op, asked),
+            Err(why) => println!("not tested: {why}"),
+        }
+    }
 
-#[test]
-fn base_for_many_tokens() {
-    every_case(Op::Base, |wgpu| wgpu.batch_invariant(true));
+    /// Tensor cores take what they can, and with them off the same cases go to f32 arithmetic.
+    fn in_tiles(op: Op) {
+        on_device(op, |cuda| cuda.batch_invariant(true), |_| true);
+        let half = |case: &Case| case.x == case.adapters && case.x != ElementType::F32;
+        on_device(op, |cuda| cuda.batch_invariant(true).tensor_cores(false), half);
+    }
+
+    #[test]
+    fn shrink_in_tiles() {
+        in_tiles(Op::Shrink);
+    }
+
+    #[test]
+    fn expand_in_tiles() {
+        in_tiles(Op::Expand);
+    }
+
+    #[test]
+    fn base_in_tiles() {
+        in_tiles(Op::Base);
+    }
 }

@@ -22,16 +22,16 @@ fn every_delta_on_every_device() {
 const SIZES: PoolSizes =
     PoolSizes { in_features: 12, out_features: 10, experts: 5, rank_capacity: 40, element: ElementType::F32 };
 
-#[cfg(not(feature = "wgpu"))]
-fn devices() -> Vec<Device> {
-    vec![Device::Cpu(Cpu::new().unwrap())]
-}
-
-#[cfg(feature = "wgpu")]
 fn devices() -> Vec<Device> {
     molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
-    let opened = molora::Wgpu::adapters().into_iter().filter_map(|adapter| molora::Wgpu::open(&adapter).ok());
-    std::iter::once(Device::Cpu(Cpu::new().unwrap())).chain(opened.map(Device::Wgpu)).collect()
+    #[allow(unused_mut, reason = "without a GPU's feature there is but one")]
+    let mut devices = vec![Device::Cpu(Cpu::new().unwrap())];
+    #[cfg(feature = "cuda")]
+    devices.extend(molora::Cuda::new(0).ok().map(Device::Cuda));
+    #[cfg(feature = "wgpu")]
+    devices
+        .extend(molora::Wgpu::adapters().iter().filter_map(|a| molora::Wgpu::open(a).ok()).map(Device::Wgpu));
+    devices
 }
 
 fn values(name: &str, len: usize) -> Vec<f32> {

@@ -20,7 +20,6 @@ fn every_room_is_complete() {
 }
 
 #[test]
-#[ignore = "CUDA's kernels come with the next release"]
 fn every_room_has_its_cuda_kernel() {
     let kernels = ROOMS.map(|room| format!("kernels/{room}.cu"));
     let missing: Vec<&String> = kernels.iter().filter(|path| !exists(path)).collect();

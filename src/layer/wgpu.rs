@@ -70,7 +70,10 @@ impl MoeLora<Wgpu> {
         let sizes =
             plan::Sizes { tokens, top_k: self.router.top_k(), experts: self.pool.slots().sizes().experts };
         sizes.check()?;
-        Ok([device::Plan::bytes(&sizes), (self.h_len(self.pool.slots(), tokens) as u64).saturating_mul(4)])
+        Ok([
+            device::Plan::bytes(&sizes),
+            (self.h_len(self.pool.slots().max_rank(), tokens) as u64).saturating_mul(4),
+        ])
     }
 
     /// A workspace in memory of its own.
@@ -147,7 +150,7 @@ impl MoeLora<Wgpu> {
         workspace: &mut Workspace,
         y: View<X>,
     ) -> Result<()> {
-        let shapes = self.shapes(self.pool.slots(), rows);
+        let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
         let Workspace { plan, h } = workspace;
         let h = View::whole(h);
         self.device.plan_into(encoder, &shapes.plan, &self.pool, topk_ids, plan)?;

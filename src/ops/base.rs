@@ -1,7 +1,12 @@
 //! Base: the frozen linear layer, `y = x weight^T (+ bias)`; `weight [out_features, in_features]`.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 #[cfg(feature = "wgpu")]
-use super::{Form, Grid, check_packed, tile_constants, word};
+use super::{Form, word};
+#[cfg(feature = "wgpu")]
+use super::{Grid, check_packed, tile_constants};
 use super::{check_len, check_rows};
 use crate::device::cpu::Cpu;
 #[cfg(feature = "wgpu")]

@@ -4,9 +4,14 @@
 //! out_features]` without the weights for `PerRoute`. Adds to y or overwrites it; a row without an expert is
 //! left alone when adding and set to 0 when overwriting. y is rounded once.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 #[cfg(feature = "wgpu")]
-use super::{Form, Grid, check_packed, word};
+use super::{Form, word};
+#[cfg(feature = "wgpu")]
+use super::{Grid, check_packed};
 use crate::device::cpu::{Cpu, Pool};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};

@@ -168,9 +168,20 @@ pub(crate) fn tile_constants(columns: usize, wide: bool) -> [(&'static str, u32)
 }
 
 /// A size as a kernel reads it.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn word(op: &'static str, argument: &str, value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| Error::argument(op, argument, "below 2^32", value))
+}
+
+/// Where the number of live tokens lies: one word, or nowhere when all are live.
+#[cfg(feature = "cuda")]
+pub(crate) fn live_tokens_address(
+    op: &'static str,
+    live_tokens: Option<&crate::device::cuda::View<u32>>,
+) -> Result<u64> {
+    let Some(word) = live_tokens else { return Ok(0) };
+    check_len(op, "live_tokens", 1, word.len())?;
+    Ok(word.address())
 }
 
 /// A view that kernels index in 32 bits, whose packed rows start at whole words.

@@ -4,10 +4,15 @@
 //! `token * top_k + slot` grouped by expert and ascending within one, and `expert_offsets [experts + 1]`, the
 //! exclusive prefix sum of the experts' counts; its last entry is the number of live routes.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 #[cfg(feature = "wgpu")]
 use super::word;
 use super::{check_len, check_routes};
 use crate::device::cpu::{Cpu, Pool};
+#[cfg(feature = "wgpu")]
+use crate::device::plan::Layout;
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::error::{Error, Result};
@@ -136,7 +141,7 @@ pub fn definition(sizes: &Sizes, topk_ids: &[i32], epoch: u32) -> Result<Plan> {
 /// The launch: chunks, one scan, chunks again; nothing without routes.
 #[cfg(feature = "wgpu")]
 pub fn grid(sizes: &Sizes) -> [usize; 3] {
-    let chunks = device::Layout::new(sizes).chunks;
+    let chunks = Layout::new(sizes, &device::SHAPE).chunks;
     [chunks, chunks.min(1), chunks]
 }
 
@@ -200,8 +205,8 @@ impl Wgpu {
         sizes.check()?;
         super::check_equal(OP, "experts", pool.slots().sizes().experts, sizes.experts)?;
         check_len(OP, "topk_ids", sizes.routes(), topk_ids.len())?;
-        if sizes.top_k > device::Layout::MAX_TOP_K {
-            let expected = format!("at most {} on WebGPU", device::Layout::MAX_TOP_K);
+        if sizes.top_k > device::MAX_TOP_K {
+            let expected = format!("at most {} on WebGPU", device::MAX_TOP_K);
             return Err(Error::argument(OP, "top_k", expected, sizes.top_k));
         }
         let bytes = device::Plan::bytes(sizes);
@@ -213,7 +218,7 @@ impl Wgpu {
             let got = format!("{:?}", plan.buffer.usage());
             return Err(Error::argument(OP, "plan", "a buffer with the usage COPY_DST", got));
         }
-        let layout = device::Layout::new(sizes);
+        let layout = Layout::new(sizes, &device::SHAPE);
         (plan.sizes, plan.layout) = (*sizes, layout);
         (plan.pool, plan.epoch) = (pool.slots().id(), pool.slots().epoch());
         let counts = (layout.chunks * sizes.experts) as u64 * 4;
@@ -225,10 +230,7 @@ impl Wgpu {
                 op: OP,
                 entry,
                 body: &[include_str!("../../shaders/plan.wgsl")],
-                constants: &[
-                    ("TILE_ROUTES", device::TILE_ROWS as u32),
-                    ("LANES", device::Layout::MAX_TOP_K as u32),
-                ],
+                constants: &[("TILE_ROUTES", device::TILE_ROWS as u32), ("LANES", device::MAX_TOP_K as u32)],
                 params: &plan.params()?,
                 bindings: &[
                     Binding::ids("topk_ids", Access::Read, topk_ids),

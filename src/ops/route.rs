@@ -4,6 +4,11 @@
 //! expert -> weight (see [`Weighting`]). A score that is not finite is an error where the host sees it; on a
 //! device its token selects nothing (ids -1, weights 0) and the status word says so.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "cuda")]
+pub use cuda::CudaRouter;
+
 #[cfg(feature = "wgpu")]
 use super::word;
 use super::{check_equal, check_len, check_routes, check_rows};
@@ -19,8 +24,8 @@ const OP: &str = "route";
 /// Tokens whose scores the CPU holds at once.
 const TOKENS_AT_ONCE: usize = 1024;
 
-/// Largest `top_k` of a WebGPU router: its list stays in workgroup memory.
-#[cfg(feature = "wgpu")]
+/// Largest `top_k` of a GPU's router: its list stays in workgroup memory.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub const MAX_TOP_K: usize = 256;
 
 /// How selected scores become weights.
@@ -156,7 +161,7 @@ pub fn definition<X: Element>(
 }
 
 /// The launch: one workgroup per token.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub fn grid(sizes: &Sizes) -> usize {
     if sizes.top_k == 0 { 0 } else { sizes.tokens }
 }

@@ -4,9 +4,14 @@
 //! rank within a token. Columns from an expert's rank up to `h_stride`, and the rows of routes without an
 //! expert, are not written.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 #[cfg(feature = "wgpu")]
-use super::{Form, Grid, check_packed, tile_constants, word};
+use super::{Form, word};
+#[cfg(feature = "wgpu")]
+use super::{Grid, check_packed, tile_constants};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};

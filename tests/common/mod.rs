@@ -1,6 +1,9 @@
 //! What the tests of errors share: a small pool on the CPU. Cases, subjects and the judge are molora-check's.
 #![allow(dead_code, reason = "every test file takes its part")]
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use molora::adapter::Lora;
 use molora::adapter::slots::PoolSizes;
 use molora::device::{Cpu, cpu::Pool};

@@ -110,7 +110,7 @@ fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result
     for first in [0, inputs.case.tokens - tokens] {
         let part = inputs.part(first, tokens);
         let (skip, rows) = (inputs.case.y_rows(first), inputs.case.y_rows(tokens));
-        let expected = expect::rows(&part).map_err(text)?;
+        let expected = expect::rows(&part, subject.h_rounding(&inputs.case)).map_err(text)?;
         verdict = verdict.worse(compare(&expected, &start.part(skip, rows), &got.part(skip, rows))?);
     }
     Ok(verdict)

@@ -71,6 +71,15 @@ impl Numbers {
         Ok(y)
     }
 
+    /// The experts' part of y.
+    fn experts_alone(&self, inputs: &Inputs) -> Result<Vec<f32>> {
+        let case = &inputs.case;
+        let mut y = vec![0.0; case.output.y_rows(case.tokens, case.top_k) * case.out_features];
+        let h = if case.op == Op::Expand { self.h.clone() } else { self.shrink(inputs)? };
+        self.expand(inputs, &h, false, &mut y)?;
+        Ok(y)
+    }
+
     fn output(&self, inputs: &Inputs) -> Result<Vec<f32>> {
         let accumulate = inputs.case.accumulate;
         match inputs.case.op {
@@ -96,8 +105,8 @@ impl Numbers {
     }
 }
 
-/// What must come out of shrink, expand, base, delta or layer.
-pub fn rows(inputs: &Inputs) -> Result<Expected> {
+/// What must come out of shrink, expand, base, delta or layer, where h may be rounded by this relative error.
+pub fn rows(inputs: &Inputs, h_rounding: f64) -> Result<Expected> {
     let case = &inputs.case;
     let (rows, width) = match case.op {
         Op::Shrink => (case.output.h_rows(case.tokens, case.top_k), case.max_rank()),
@@ -123,7 +132,15 @@ pub fn rows(inputs: &Inputs) -> Result<Expected> {
         Op::Layer => Numbers::new(inputs, |v| v).base(inputs)?,
         _ => Vec::new(),
     };
-    Ok(Expected { rows, width, want, terms, length, between })
+    let h_rounding = match case.op {
+        Op::Expand | Op::Delta | Op::Layer if h_rounding > 0.0 => {
+            let mut terms = Numbers::new(inputs, f32::abs).experts_alone(inputs)?;
+            terms.iter_mut().for_each(|v| *v *= h_rounding as f32);
+            terms
+        }
+        _ => Vec::new(),
+    };
+    Ok(Expected { rows, width, want, terms, length, between, h_rounding })
 }
 
 /// Whether no route ends in this row of y, which adding then leaves alone.

@@ -6,6 +6,9 @@
 //! element in 10^10 (Higham and Mary 2019, rounding errors of mean 0, lambda = 8). The smaller of the two is the
 //! limit, plus `EXTRA_ROUNDINGS` for factors and the definition's own rounding, plus one unit in the last place
 //! of the output's element for each rounding to it. At 4096 terms that is 1/8 of what one lost term costs.
+//!
+//! A device that rounds h on its way into expand, as tensor cores do, says by how much at most; each expert's term may then
+//! be off by that share of itself, and no other term.
 
 use crate::guarded::{Guarded, Tensor};
 use bytemuck::bytes_of;
@@ -37,6 +40,9 @@ pub struct Expected {
     /// What may be rounded to the output's element on the way, as the base product is when the experts are added
     /// to it in a second step; empty where nothing is.
     pub between: Vec<f32>,
+    /// What rounding h may cost each element: the rounding's relative error times the magnitudes of the experts' terms
+    /// alone; empty where h is not rounded.
+    pub h_rounding: Vec<f32>,
 }
 
 /// The largest error of a row or an element.
@@ -179,6 +185,7 @@ fn compare_row<T: Element>(
         if !expected.between.is_empty() {
             limit += unit_in_last_place(T::TYPE, between);
         }
+        limit += expected.h_rounding.get(i).map_or(0.0, |&v| f64::from(v));
         let share = if error == 0.0 { 0.0 } else { error / limit };
         if exceeds(share, verdict.worst_element.2) {
             verdict.worst_element = (row, column, share);
@@ -232,7 +239,15 @@ mod tests {
 
     fn expected() -> Expected {
         let want: Vec<f32> = (0..SHAPE.0 * SHAPE.1).map(|i| value(i / SHAPE.1, i % SHAPE.1)).collect();
-        Expected { rows: SHAPE.0, width: SHAPE.1, terms: want.clone(), want, length: 16, between: Vec::new() }
+        Expected {
+            rows: SHAPE.0,
+            width: SHAPE.1,
+            terms: want.clone(),
+            want,
+            length: 16,
+            between: Vec::new(),
+            h_rounding: Vec::new(),
+        }
     }
 
     /// Compares a right answer after `damage`.
@@ -287,6 +302,36 @@ mod tests {
         assert!(compare_rows(&expected, &start, &got).unwrap_err().contains("belongs to no route"));
     }
 
+    /// One element off by a share of its size, judged with a rounding of h by 2^-8 and without.
+    #[test]
+    fn a_rounded_h_widens_a_limit_by_its_rounding_and_no_more() {
+        let start = Guarded::<f32>::output(SHAPE, |_, _| f32::NAN);
+        let off = |share: f32| {
+            Guarded::<f32>::output(SHAPE, |r, c| {
+                value(r, c) * if (r, c) == (3, 4) { 1.0 + share } else { 1.0 }
+            })
+        };
+        let rounded =
+            Expected { h_rounding: expected().want.iter().map(|w| w / 256.0).collect(), ..expected() };
+        for (share, strict, wide) in [
+            (1e-7, true, true),
+            (0.9 / 256.0, false, true),
+            (1.1 / 256.0, false, false),
+            (0.05, false, false),
+        ] {
+            // One element alone: the row's own limit is another test's.
+            let judge = |expected: &Expected| {
+                compare_rows(expected, &start, &off(share)).map_err(|why| why.starts_with("[3, 4]")).err()
+            };
+            assert_eq!(judge(&expected()) != Some(true), strict, "{share}");
+            assert_eq!(judge(&rounded) != Some(true), wide, "{share}");
+        }
+        // An element without an expert's term stays as strict as it was.
+        let mut partly = rounded;
+        partly.h_rounding[3 * SHAPE.1 + 4] = 0.0;
+        assert!(compare_rows(&partly, &start, &off(0.5 / 256.0)).unwrap_err().starts_with("[3, 4]"));
+    }
+
     #[test]
     fn a_lost_row_among_thousands_is_found() {
         let shape = (5000, 8, 8);
@@ -297,6 +342,7 @@ mod tests {
             terms: vec![1.0; 40000],
             length: 64,
             between: Vec::new(),
+            h_rounding: Vec::new(),
         };
         let start = Guarded::<f32>::output(shape, |_, _| f32::NAN);
         let got = Guarded::<f32>::output(shape, |row, _| if row == 4321 { 0.0 } else { 1.0 });

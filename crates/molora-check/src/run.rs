@@ -50,7 +50,7 @@ fn run(subject: &dyn Subject, inputs: &Inputs) -> Result<Verdict, String> {
             let mut h = inputs.empty_h();
             subject.shrink(inputs, &mut h).map_err(text)?;
             let start = Tensor::F32(inputs.empty_h());
-            return compare(&expect::rows(inputs).map_err(text)?, &start, &Tensor::F32(h));
+            return compare(&expect::rows(inputs, 0.0).map_err(text)?, &start, &Tensor::F32(h));
         }
         Op::Expand => subject.expand(inputs, &mut y),
         Op::Base => subject.base(inputs, &mut y),
@@ -58,7 +58,7 @@ fn run(subject: &dyn Subject, inputs: &Inputs) -> Result<Verdict, String> {
         Op::Layer => subject.layer(inputs, &mut y),
     }
     .map_err(text)?;
-    compare(&expect::rows(inputs).map_err(text)?, &inputs.y, &y)
+    compare(&expect::rows(inputs, subject.h_rounding(case)).map_err(text)?, &inputs.y, &y)
 }
 
 /// A plan is integers: equal or wrong.

@@ -1,7 +1,8 @@
-//! `molora bench`: times of the operations at the sizes of published models, one line a case.
+//! `molora bench`: times of the operations at the sizes of published models, one line a case. On a machine that executes and
+//! counts the lines carry counters and never a time.
 
 use crate::verify::{chosen, progress};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use molora_check::report::{HEADING, Line, line, measure};
 use molora_check::{Case, Inputs, Op, Outcome, Subject, bench};
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Time the operations at the sizes of published models
 #[derive(clap::Args)]
 pub struct BenchArgs {
-    /// Only devices with this in their name (`cpu`, `wgpu`, `lavapipe`, ..)
+    /// Only devices with this in their name (`cpu`, `cuda`, `wgpu`, `lavapipe`, ..)
     #[arg(long)]
     device: Option<String>,
     /// Only these operations (`route`, `plan`, `shrink`, `expand`, `base`, `delta`, `layer`)
@@ -47,12 +48,17 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let bar = progress(subjects.len() * cases.len());
     for subject in &subjects {
         if !args.json {
-            bar.suspend(|| println!("{}\n{HEADING}", subject.name()));
+            let heading = if subject.is_stand_in() { "case | counters of one call" } else { HEADING };
+            bar.suspend(|| println!("{}\n{heading}", subject.name()));
         }
         for case in &cases {
             bar.set_message(case.to_string());
             let budget = Duration::from_millis(if args.quick { 200 } else { 600 });
-            let text = match time(subject.as_ref(), case, budget)? {
+            let line = match subject.is_stand_in() {
+                true => count(subject.as_ref(), case)?.map(Row::Counters),
+                false => time(subject.as_ref(), case, budget)?.map(Row::Times),
+            };
+            let text = match line {
                 Ok(line) if args.json => serde_json::to_string(&line)?,
                 Ok(line) => line.to_string(),
                 Err(why) if args.json => {
@@ -68,13 +74,61 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A case's result: times of a device, or counters of a machine that has none.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Row {
+    Times(Line),
+    Counters(Counted),
+}
+
+/// What a machine counted in one call.
+#[derive(serde::Serialize)]
+struct Counted {
+    case: String,
+    device: String,
+    counters: serde_json::Value,
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Times(line) => line.fmt(f),
+            Self::Counters(Counted { case, counters, .. }) => write!(f, "{case} | {counters}"),
+        }
+    }
+}
+
+/// Looks at the answer, then counts one call; or says why not.
+fn count(subject: &dyn Subject, case: &Case) -> Result<Result<Counted, String>> {
+    let inputs = Inputs::new(case);
+    if let Some(why) = refused(subject, &inputs)? {
+        return Ok(Err(why));
+    }
+    let mut once = subject.timer(&inputs)?;
+    subject.take_counters()?;
+    once(1)?;
+    let Some(counters) = subject.take_counters()? else {
+        return Ok(Err("not counted: the machine has no counters".into()));
+    };
+    let counters = serde_json::from_str(&counters).context("the machine's counters")?;
+    Ok(Ok(Counted { case: case.label(subject.kind()), device: subject.name(), counters }))
+}
+
+/// Why the device cannot run a case; a wrong answer is an error.
+fn refused(subject: &dyn Subject, inputs: &Inputs) -> Result<Option<String>> {
+    match bench::check_ends(subject, inputs) {
+        Outcome::Right(_) => Ok(None),
+        Outcome::Unsupported(why) => Ok(Some(format!("not supported: {why}"))),
+        Outcome::Wrong(why) => bail!("{} on {}: {why}", inputs.case.label(subject.kind()), subject.name()),
+    }
+}
+
 /// Looks at the answer, then times; or says why there is no time.
 fn time(subject: &dyn Subject, case: &Case, budget: Duration) -> Result<Result<Line, String>> {
     let (inputs, start) = (Inputs::new(case), Instant::now());
-    match bench::check_ends(subject, &inputs) {
-        Outcome::Right(_) => {}
-        Outcome::Unsupported(why) => return Ok(Err(format!("not supported: {why}"))),
-        Outcome::Wrong(why) => bail!("{} on {}: {why}", case.label(subject.kind()), subject.name()),
+    if let Some(why) = refused(subject, &inputs)? {
+        return Ok(Err(why));
     }
     if start.elapsed() > PATIENCE {
         return Ok(Err(format!("not timed: one call took more than {} s", PATIENCE.as_secs())));

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 /// Check every operation on every device against its definition
 #[derive(clap::Args)]
 pub struct VerifyArgs {
-    /// Only devices with this in their name (`cpu`, `wgpu`, `lavapipe`, ..)
+    /// Only devices with this in their name (`cpu`, `cuda`, `wgpu`, `lavapipe`, ..)
     #[arg(long)]
     device: Option<String>,
     /// The long table of cases

@@ -7,13 +7,13 @@ mod status;
 mod text;
 mod view;
 
+pub use crate::device::status::Status;
 pub use plan::Plan;
 pub use pool::Pool;
-pub use status::Status;
 pub use view::View;
 
 pub(crate) use launch::{Binding, Launch};
-pub(crate) use plan::{CHUNK_TOKENS, Layout, TILE_ROWS};
+pub(crate) use plan::{CHUNK_TOKENS, MAX_TOP_K, SHAPE, TILE_ROWS};
 pub(crate) use text::{Access, Tensor};
 
 use crate::error::{Error, Result};

@@ -1,6 +1,8 @@
 //! A subject is a device with host memory in and out: what the tests, `verify` and the benches run cases on.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -11,6 +13,8 @@ use molora::error::Result;
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
+#[cfg(feature = "cuda")]
+pub use cuda::CudaSubject;
 #[cfg(feature = "wgpu")]
 pub use wgpu::WgpuSubject;
 
@@ -28,7 +32,7 @@ pub type Timer<'a> = Box<dyn FnMut(u64) -> Result<Duration> + 'a>;
 
 /// One device. Every method runs one operation on a case's inputs; outputs hold what they start as.
 pub trait Subject: Send + Sync {
-    /// `cpu` or `wgpu`: the device in case strings.
+    /// `cpu`, `cuda` or `wgpu`: the device in case strings.
     fn kind(&self) -> &'static str;
 
     /// Which one, for people: `cpu: AVX2+FMA, 8 threads`.
@@ -39,6 +43,21 @@ pub trait Subject: Send + Sync {
 
     /// The same device with one form for every batch size, so that a token's bits never depend on its batch.
     fn batch_invariant(&self) -> Box<dyn Subject>;
+
+    /// The relative error by which the device may round h on its way into expand; 0 where h stays f32.
+    fn h_rounding(&self, _case: &Case) -> f64 {
+        0.0
+    }
+
+    /// Whether times on this device mean nothing: a machine that executes and counts.
+    fn is_stand_in(&self) -> bool {
+        false
+    }
+
+    /// What a machine that counts has counted since it was last asked, as JSON; waits for its work.
+    fn take_counters(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Why the device cannot run a case; `None` where it can.
     fn unsupported(&self, case: &Case) -> Option<String>;
@@ -88,12 +107,16 @@ pub fn find() -> Found {
         Ok(cpu) => found.subjects.push(Box::new(cpu)),
         Err(e) => found.missing.push(e.to_string()),
     }
+    #[cfg(feature = "cuda")]
+    cuda::find(&mut found);
+    if !cfg!(feature = "cuda") {
+        found.missing.push("cuda: built without the feature `cuda`".into());
+    }
     #[cfg(feature = "wgpu")]
     wgpu::find(&mut found);
     if !cfg!(feature = "wgpu") {
         found.missing.push("wgpu: built without the feature `wgpu`".into());
     }
-    found.missing.push("cuda: comes with the next release".into());
     found
 }
 
@@ -140,6 +163,17 @@ pub fn matches(wanted: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cuda_is_found_by_its_kind_and_by_its_name() {
+        let (machine, gpu) =
+            ("cuda: PTX machine (compute 8.0, driver 12.8)", "cuda: NVIDIA H100 (compute 9.0, driver 12.4)");
+        assert!(matches("cuda", machine) && matches("cuda", gpu) && matches("H100", gpu));
+        assert!(matches("ptx machine", machine) && !matches("ptx machine", gpu));
+        let Found { subjects, missing } = find();
+        let found = subjects.iter().any(|s| s.kind() == "cuda");
+        assert!(found != missing.iter().any(|why| why.starts_with("cuda")), "there, or why not: {missing:?}");
+    }
 
     #[test]
     fn well_known_names_are_found() {

@@ -47,7 +47,7 @@ pub struct DemoArgs {
     /// All held-out sequences, not only the first four of each domain
     #[arg(long)]
     pub full: bool,
-    /// What computes the linears with experts: best, cpu or wgpu
+    /// What computes the linears with experts: best, cpu, cuda or wgpu
     #[arg(long, value_name = "NAME", default_value = "best")]
     pub device: String,
     /// Another GGUF file of a llama-like model [default: fetched once]

@@ -1,0 +1,197 @@
+// Route: scores, selection and weights of one token in one block, without a [tokens, experts] matrix; see
+// src/ops/route.rs.
+//
+//     for every 2,048 experts:
+//         for every 4,096 columns:  x into shared memory; a warp adds to the scores of one, two or four experts
+//         the best top_k of these and of the list so far, by repeated largest key
+//     weights: softmax over the list, or over all experts by a running maximum and sum
+//
+// A score is the same sum in the same order whichever warp adds it: equal rows tie exactly.
+
+#include "common.cuh"
+
+typedef unsigned long long u64;
+
+constexpr u32 THREADS = 256, WARPS = THREADS / 32;
+constexpr u32 COLUMNS = 4096;
+constexpr u32 EXPERTS = 2048, OWN = EXPERTS / THREADS;
+constexpr u32 MAX_TOP_K = 256;
+constexpr u64 NOT_FINITE = ~0ull; // larger than every key
+
+// Larger for a larger score, then for a lower expert; 0 is no key.
+__device__ u64 key_of(float score, u32 e) {
+    if (!is_finite(score)) return NOT_FINITE;
+    u32 bits = score == 0.0f ? 0 : __float_as_uint(score); // -0 ties with 0
+    bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
+    return (u64)bits << 32 | ~e;
+}
+
+__device__ float score_of(u64 key) {
+    u32 bits = key >> 32;
+    return __uint_as_float(bits ^ (bits >> 31 ? 0x80000000u : 0xffffffffu));
+}
+
+__device__ u64 warp_largest(u64 v) {
+#pragma unroll
+    for (u32 step = 16; step > 0; step /= 2) v = max(v, __shfl_xor_sync(ALL_LANES, v, step));
+    return v;
+}
+
+// Adds <x, w> over `width` columns to scores[8 n] for N rows of w, `step` apart; the loads of all rows overlap.
+// VECTOR: rows are whole fours at multiples of 16 bytes.
+template <u32 N, bool VECTOR>
+__device__ __forceinline__ void add_products(const float* x, const float* w, size_t step, u32 width, float* scores) {
+    constexpr int UNROLL = VECTOR ? 8 / N : 2;
+    u32 lane = threadIdx.x % 32, i = 4 * lane;
+    float sums[N] = {};
+    auto add = [&](const Raw<float, 4>& part, u32 n) {
+        float4 v = *(const float4*)(x + i);
+        sums[n] = fmaf(v.x, raw_at(part, 0), sums[n]);
+        sums[n] = fmaf(v.y, raw_at(part, 1), sums[n]);
+        sums[n] = fmaf(v.z, raw_at(part, 2), sums[n]);
+        sums[n] = fmaf(v.w, raw_at(part, 3), sums[n]);
+    };
+#pragma unroll UNROLL
+    for (; i + 4 <= width; i += 128) {
+#pragma unroll
+        for (u32 n = 0; n < N; n++) {
+            add(VECTOR ? load<4>(w + n * step + i) : load_each<4>(w + n * step + i, 4), n);
+        }
+    }
+    if (!VECTOR && i < width) add(load_each<4>(w + i, width - i), 0);
+#pragma unroll
+    for (u32 n = 0; n < N; n++) {
+        float sum = warp_sum(sums[n]);
+        if (lane == 0) scores[n * WARPS] += sum;
+    }
+}
+
+// The scores of every eighth expert from this warp's on.
+__device__ void add_scores(const RouteParams& p, const float* x, const float* w, u32 width, u32 count, float* scores) {
+    size_t step = (size_t)WARPS * p.in_features;
+    u32 e = threadIdx.x / 32;
+    w += (size_t)e * p.in_features;
+    if (!p.w_vector || width % 4) {
+        for (; e < count; e += WARPS, w += step) add_products<1, false>(x, w, step, width, scores + e);
+        return;
+    }
+    for (; e + 3 * WARPS < count; e += 4 * WARPS, w += 4 * step) {
+        add_products<4, true>(x, w, step, width, scores + e);
+    }
+    for (; e + WARPS < count; e += 2 * WARPS, w += 2 * step) {
+        add_products<2, true>(x, w, step, width, scores + e);
+    }
+    if (e < count) add_products<1, true>(x, w, step, width, scores + e);
+}
+
+template <class X> __device__ void stage(const X* row, u32 width, bool vector, float* x) {
+    for (u32 i = 8 * threadIdx.x; i < width; i += 8 * THREADS) {
+        Raw<X, 8> part = load_part<8>(row, i, width, vector);
+#pragma unroll
+        for (u32 j = 0; j < 8; j += 4) {
+            *(float4*)(x + i + j) =
+                make_float4(raw_at(part, j), raw_at(part, j + 1), raw_at(part, j + 2), raw_at(part, j + 3));
+        }
+    }
+}
+
+// The best of this chunk's keys and of the list, into the list. Nobody reads `winners` of the round before last.
+__device__ void select(u64 (&keys)[OWN], u64* list, u32 top_k, u64 (*winners)[WARPS]) {
+    u64 listed = threadIdx.x < top_k ? list[threadIdx.x] : 0;
+    for (u32 place = 0; place < top_k; place++) {
+        u64 largest = listed;
+#pragma unroll
+        for (u32 j = 0; j < OWN; j++) largest = max(largest, keys[j]);
+        largest = warp_largest(largest);
+        u64* round = winners[place % 2];
+        if (threadIdx.x % 32 == 0) round[threadIdx.x / 32] = largest;
+        __syncthreads();
+        largest = round[0];
+#pragma unroll
+        for (u32 w = 1; w < WARPS; w++) largest = max(largest, round[w]);
+        if (threadIdx.x == 0) list[place] = largest;
+        if (listed == largest) listed = 0;
+#pragma unroll
+        for (u32 j = 0; j < OWN; j++) keys[j] = keys[j] == largest ? 0 : keys[j];
+    }
+}
+
+// The sum over the block, in every thread and always in the same order.
+__device__ float block_sum(float v, float* sums) {
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
+    __syncthreads();
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) sum += sums[w];
+    return sum;
+}
+
+// Ids and weights of token t from the list; `total` of softmax over all experts.
+__device__ void finish(const RouteParams& p, u32 t, const u64* list, float total, float* shares) {
+    bool broken = list[0] == NOT_FINITE, own = threadIdx.x < p.top_k;
+    u64 key = own ? list[threadIdx.x] : 0;
+    float share = key == 0 ? 0.0f : expf(score_of(key) - score_of(list[0]));
+    shares[threadIdx.x] = share;
+    __syncthreads();
+    if (broken && threadIdx.x == 0) atomicOr(p.status, SCORE_NOT_FINITE);
+    if (!own) return;
+    if (!p.softmax_all) {
+        total = 0.0f;
+        for (u32 j = 0; j < p.top_k; j++) total += shares[j];
+    }
+    size_t n = (size_t)t * p.top_k + threadIdx.x;
+    p.topk_ids[n] = broken || key == 0 ? -1 : (int)~(u32)key;
+    p.topk_weights[n] = broken || key == 0 ? 0.0f : share / total;
+}
+
+template <class X> __device__ __forceinline__ void route(const RouteParams& p) {
+    __shared__ __align__(16) float x[COLUMNS];
+    __shared__ float scores[EXPERTS], sums[WARPS], shares[MAX_TOP_K];
+    __shared__ u64 list[MAX_TOP_K], winners[2][WARPS];
+    u32 t = blockIdx.x;
+    if (t >= live_tokens(p.live_tokens, p.tokens)) return;
+    const X* row = (const X*)p.x + (size_t)t * p.x_stride;
+    list[threadIdx.x] = 0;
+    float total = 0.0f; // of exp(score - the largest so far)
+    for (u32 e0 = 0; e0 < p.experts; e0 += EXPERTS) {
+        u32 count = min(p.experts - e0, EXPERTS);
+        for (u32 e = threadIdx.x; e < count; e += THREADS) scores[e] = p.bias ? __ldg(p.bias + e0 + e) : 0.0f;
+        for (u32 i0 = 0; i0 < p.in_features; i0 += COLUMNS) {
+            u32 width = min(p.in_features - i0, COLUMNS);
+            if (e0 == 0 || p.in_features > COLUMNS) stage(row + i0, width, p.x_vector, x);
+            __syncthreads();
+            const float* w = p.weight + (size_t)e0 * p.in_features + i0;
+            add_scores(p, x, w, width, count, scores);
+            __syncthreads();
+        }
+        u64 keys[OWN];
+        float own[OWN];
+#pragma unroll
+        for (u32 j = 0; j < OWN; j++) {
+            u32 e = threadIdx.x + THREADS * j;
+            own[j] = e < count ? scores[e] : 0.0f;
+            keys[j] = e < count ? key_of(own[j], e0 + e) : 0;
+        }
+        float before = e0 == 0 ? 0.0f : score_of(list[0]);
+        select(keys, list, p.top_k, winners);
+        __syncthreads();
+        if (!p.softmax_all) continue;
+        float largest = score_of(list[0]), sum = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < OWN; j++) {
+            if (threadIdx.x + THREADS * j < count) sum += expf(own[j] - largest);
+        }
+        total = total * expf(before - largest) + block_sum(sum, sums);
+    }
+    finish(p, t, list, total, shares);
+}
+
+#define ROUTE(name, X)                                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) name(const __grid_constant__ RouteParams p) { \
+        route<X>(p);                                                                                 \
+    }
+ROUTE(route_f32, float)
+ROUTE(route_f16, f16)
+ROUTE(route_bf16, bf16)

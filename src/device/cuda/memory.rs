@@ -1,0 +1,60 @@
+//! Device memory that molora holds: its own, a slice that the engine gave, or the engine's by address.
+
+use super::Cuda;
+use super::params::Address;
+use crate::error::Result;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError, ValidAsZeroBits};
+use std::sync::Arc;
+
+/// `len` elements at an address that never changes. All use of it is on one stream, so that no event is needed.
+#[derive(Debug)]
+pub(crate) struct Memory<T> {
+    address: Address,
+    len: usize,
+    _slice: Option<CudaSlice<T>>,
+}
+
+impl<T: DeviceRepr> Memory<T> {
+    /// Memory of no particular contents.
+    pub(crate) fn new(cuda: &Cuda, len: usize) -> Result<Self> {
+        Self::of(cuda, cuda.alloc(len)?)
+    }
+
+    /// A slice that is now held here; the stream waits for what other streams still do with it.
+    pub(crate) fn of(cuda: &Cuda, slice: CudaSlice<T>) -> Result<Self> {
+        cuda.bind()?;
+        Ok(Self::on(cuda.stream(), slice))
+    }
+
+    fn on(stream: &Arc<CudaStream>, mut slice: CudaSlice<T>) -> Self {
+        let (address, _) = slice.device_ptr_mut(stream);
+        Self { address, len: slice.len(), _slice: Some(slice) }
+    }
+
+    /// Zeros, before there is a handle.
+    pub(crate) fn zeroed_on(stream: &Arc<CudaStream>, len: usize) -> std::result::Result<Self, DriverError>
+    where
+        T: ValidAsZeroBits,
+    {
+        Ok(Self::on(stream, stream.alloc_zeros(len)?))
+    }
+
+    /// The engine's memory.
+    ///
+    /// # Safety
+    /// The elements are device memory of the stream's context for as long as this is used and the work of that use runs, and
+    /// nothing else writes them meanwhile.
+    pub(crate) unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, _slice: None }
+    }
+
+    /// Where the first element lies.
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}

@@ -1,0 +1,145 @@
+//! What a launch hands over: the structs of `kernels/params.cuh`, field by field.
+
+use crate::adapter::slots::Slot;
+use bytemuck::{Pod, Zeroable};
+
+/// Routes of one expert in a tile of the plan.
+pub(crate) const TILE_ROUTES: u32 = 64;
+/// Most routes in a chunk: whole tokens.
+pub(crate) const CHUNK_ROUTES: u32 = 512;
+/// Most tokens in a chunk.
+pub(crate) const CHUNK_TOKENS: u32 = 64;
+
+/// An address in device memory, as a kernel's pointer.
+pub(crate) type Address = u64;
+
+/// A plan in device memory, and the pool that its ids name.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct PlanParams {
+    pub(crate) words: Address,
+    pub(crate) clock: Address,
+    pub(crate) slots: Address,
+    pub(crate) status: Address,
+    pub(crate) live_tokens: Address,
+    pub(crate) topk_ids: Address,
+    pub(crate) tokens: u32,
+    pub(crate) top_k: u32,
+    pub(crate) routes: u32,
+    pub(crate) experts: u32,
+    pub(crate) chunk_routes: u32,
+    pub(crate) chunks: u32,
+    pub(crate) max_tiles: u32,
+    pub(crate) max_rank: u32,
+    pub(crate) at_ids: u32,
+    pub(crate) at_chunks: u32,
+    pub(crate) at_places: u32,
+    pub(crate) at_counts: u32,
+    pub(crate) at_sorted: u32,
+    pub(crate) at_offsets: u32,
+    pub(crate) at_tile_offsets: u32,
+    pub(crate) at_tiles: u32,
+}
+
+/// One call of route.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct RouteParams {
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) bias: Address,
+    pub(crate) topk_ids: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) status: Address,
+    pub(crate) live_tokens: Address,
+    pub(crate) tokens: u32,
+    pub(crate) in_features: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+    pub(crate) softmax_all: u32,
+    pub(crate) x_vector: u32,
+    pub(crate) w_vector: u32,
+}
+
+/// One launch of shrink.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ShrinkParams {
+    pub(crate) plan: PlanParams,
+    pub(crate) x: Address,
+    pub(crate) a: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) routes_h: Address,
+    pub(crate) h: Address,
+    pub(crate) in_features: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) a_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) rank_blocks: u32,
+    pub(crate) x_vector: u32,
+    pub(crate) output: u32,
+    pub(crate) unused: u32,
+}
+
+/// One call of expand.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ExpandParams {
+    pub(crate) plan: PlanParams,
+    pub(crate) h: Address,
+    pub(crate) b: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) y: Address,
+    pub(crate) out_features: u32,
+    pub(crate) b_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) column_blocks: u32,
+    pub(crate) h_vector: u32,
+    pub(crate) y_vector: u32,
+    pub(crate) output: u32,
+    pub(crate) accumulate: u32,
+    pub(crate) unused: [u32; 3],
+}
+
+/// One call of base.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct BaseParams {
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) bias: Address,
+    pub(crate) y: Address,
+    pub(crate) live_tokens: Address,
+    pub(crate) tokens: u32,
+    pub(crate) in_features: u32,
+    pub(crate) out_features: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) column_blocks: u32,
+    pub(crate) x_vector: u32,
+    pub(crate) w_vector: u32,
+    pub(crate) y_vector: u32,
+    pub(crate) unused: [u32; 3],
+}
+
+/// The params of a kernel: passed by value, as its only parameter.
+pub(crate) trait Params: Pod {}
+impl Params for PlanParams {}
+impl Params for RouteParams {}
+impl Params for ShrinkParams {}
+impl Params for ExpandParams {}
+impl Params for BaseParams {}
+
+/// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
+pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {
+    match output {
+        crate::ops::Output::Sum => 0,
+        crate::ops::Output::PerRoute => 1,
+        crate::ops::Output::RankSum => 2,
+    }
+}
+
+/// Slots lie as `params.cuh` reads them.
+const _: () = assert!(size_of::<Slot>() == 16);

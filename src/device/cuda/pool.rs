@@ -1,0 +1,156 @@
+//! The pool on a CUDA device: one buffer per factor, and the clock and a table of slots whose addresses never change.
+
+use super::{Cuda, Memory};
+use crate::adapter::{
+    Lora,
+    slots::{PoolSizes, Slot, Slots, pack},
+};
+use crate::element::{Element, ElementType};
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+
+const OP: &str = "pool";
+
+/// Rows start at whole 16-byte steps: 8 elements of 2 bytes.
+const ROW_STEP: usize = 8;
+
+/// The table behind the clock starts at a multiple of its slots' 16 bytes.
+const CLOCK_WORDS: usize = 4;
+
+/// Adapters of one linear layer in device memory.
+///
+/// Changes are copies on the stream: they take effect behind the work enqueued so far and before what comes, replayed graphs
+/// included. A kernel with an older plan skips slots that changed since and sets the status word.
+#[derive(Debug)]
+pub struct Pool {
+    slots: Slots,
+    cuda: Cuda,
+    /// The clock, then the slots.
+    table: Memory<u32>,
+    a: Memory<u8>,
+    b: Memory<u8>,
+    reserved_rank: usize,
+}
+
+impl Pool {
+    /// An empty pool; its memory is taken now.
+    pub fn new(cuda: &Cuda, sizes: PoolSizes) -> Result<Self> {
+        let slots = Slots::new(sizes)?;
+        let factor = |width: usize| {
+            let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
+            Memory::new(cuda, sizes.rank_capacity * stride)
+        };
+        let (a, b) = (factor(sizes.in_features)?, factor(sizes.out_features)?);
+        let words = CLOCK_WORDS + sizes.experts * size_of::<Slot>() / 4;
+        cuda.bind()?;
+        let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
+        Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0 })
+    }
+
+    /// Launches are made for ranks up to this, whatever the pool holds: for graphs that are captured before the adapters come.
+    /// What is larger still is skipped by a replay, with a bit in the status word.
+    pub fn reserve_rank(&mut self, rank: usize) -> Result<()> {
+        let most = self.slots.sizes().rank_capacity;
+        if rank > most {
+            return Err(Error::argument(OP, "rank", format!("at most the pool's {most} ranks"), rank));
+        }
+        self.reserved_rank = rank;
+        Ok(())
+    }
+
+    /// The largest rank that launches are made for: of the adapters here, or as reserved.
+    pub fn max_rank(&self) -> usize {
+        self.slots.max_rank().max(self.reserved_rank)
+    }
+
+    /// Refuses a handle of another stream, whose work would not be ordered with the pool's.
+    pub(crate) fn check_stream(&self, op: &'static str, cuda: &Cuda) -> Result<()> {
+        if self.cuda.shares_stream(cuda) {
+            return Ok(());
+        }
+        Err(Error::argument(op, "pool", "a pool of this stream", "one of another stream"))
+    }
+
+    /// Slots, free ranks and the clock.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Puts an adapter into the lowest empty slot and returns its id.
+    pub fn add(&mut self, lora: &Lora) -> Result<usize> {
+        let slot = self.slots.first_empty()?;
+        self.put(slot, lora)?;
+        Ok(slot)
+    }
+
+    /// Puts an adapter into an empty slot.
+    pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
+        self.cuda.check_not_capturing(OP)?;
+        self.slots.sizes().check_lora(lora)?;
+        let at = self.slots.insert(slot, lora.rank(), lora.scaling())?;
+        match self.slots.sizes().element {
+            ElementType::F32 => self.write::<f32>(at, lora),
+            ElementType::F16 => self.write::<f16>(at, lora),
+            ElementType::Bf16 => self.write::<bf16>(at, lora),
+        }?;
+        self.write_slot(slot)
+    }
+
+    /// Empties a slot. Kernels with an older plan skip it and set the status word.
+    pub fn evict(&mut self, slot: usize) -> Result<()> {
+        self.cuda.check_not_capturing(OP)?;
+        self.slots.evict(slot)?;
+        self.write_slot(slot)
+    }
+
+    fn write<E: Element>(&self, at: Slot, lora: &Lora) -> Result<()> {
+        let (a, b) = pack::<E>(lora, self.a_stride(), self.b_stride());
+        let row = |memory: &Memory<u8>, stride: usize| {
+            memory.address() + (at.row as usize * stride * size_of::<E>()) as u64
+        };
+        self.cuda.copy_to(row(&self.a, self.a_stride()), &a)?;
+        self.cuda.copy_to(row(&self.b, self.b_stride()), &b)
+    }
+
+    /// The clock goes last: no plan may have it and not the slot.
+    fn write_slot(&self, slot: usize) -> Result<()> {
+        let place = self.table() + (slot * size_of::<Slot>()) as u64;
+        self.cuda.copy_to(place, &self.slots.slots()[slot..=slot])?;
+        self.cuda.copy_to(self.clock(), &[self.slots.epoch()])
+    }
+
+    /// Elements from one row of A to the next.
+    pub(crate) fn a_stride(&self) -> usize {
+        self.slots.sizes().in_features.next_multiple_of(ROW_STEP)
+    }
+
+    /// Elements from one row of B transposed to the next.
+    pub(crate) fn b_stride(&self) -> usize {
+        self.slots.sizes().out_features.next_multiple_of(ROW_STEP)
+    }
+
+    /// A, `[rank_capacity, a_stride]`.
+    pub(crate) fn a(&self) -> u64 {
+        self.a.address()
+    }
+
+    /// B transposed, `[rank_capacity, b_stride]`.
+    pub(crate) fn b(&self) -> u64 {
+        self.b.address()
+    }
+
+    /// The clock's word.
+    pub(crate) fn clock(&self) -> u64 {
+        self.table.address()
+    }
+
+    /// The slots.
+    pub(crate) fn table(&self) -> u64 {
+        self.table.address() + CLOCK_WORDS as u64 * 4
+    }
+
+    /// Slots that hold an adapter.
+    pub(crate) fn live(&self) -> usize {
+        self.slots.slots().iter().filter(|s| s.rank > 0).count()
+    }
+}

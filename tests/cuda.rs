@@ -1,0 +1,406 @@
+//! What an engine relies on with its own CUDA stream and memory: captured graphs that see later adapters and token counts,
+//! its own stream and slices, borrowed workspaces, refusals instead of panics.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::cuda::{device, write};
+use half::{bf16, f16};
+use molora::adapter::LinearRouter;
+use molora::adapter::slots::PoolSizes;
+use molora::device::cpu;
+use molora::device::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, sys};
+use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
+use molora::layer::cuda::{RoutingView, Workspace};
+use molora::layer::{Base, MoeLora, Router, Routing, Rows};
+use molora::ops::route::Weighting;
+use molora::ops::{Output, plan};
+use molora::{Cpu, Cuda, Element, ElementType, Lora};
+use std::sync::Arc;
+
+const IN: usize = 24;
+const OUT: usize = 20;
+const TOKENS: usize = 7;
+const TOP_K: usize = 2;
+const RANKS: [usize; 4] = [3, 8, 17, 20];
+
+/// Seeded multiples of 1/8 in -1..1: exact in every element type.
+fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
+    (0..len).map(|i| E::from_f32((((i + 3) * (seed * 7 + 5) * 31 % 97) % 16) as f32 / 8.0 - 1.0)).collect()
+}
+
+fn sizes(element: ElementType) -> PoolSizes {
+    PoolSizes { in_features: IN, out_features: OUT, experts: RANKS.len(), rank_capacity: 48, element }
+}
+
+fn lora<E: Element>(expert: usize) -> Lora {
+    let rank = RANKS[expert];
+    Lora::new(IN, OUT, rank, 0.5, &values::<E>(expert, rank * IN), &values::<E>(expert + 9, rank * OUT))
+        .unwrap()
+}
+
+fn pool<E: Element>(cuda: &Cuda, experts: &[usize]) -> Pool {
+    let mut pool = Pool::new(cuda, sizes(E::TYPE)).unwrap();
+    experts.iter().for_each(|&e| pool.put(e, &lora::<E>(e)).unwrap());
+    pool
+}
+
+fn external<E: Element>(cuda: &Cuda, experts: &[usize]) -> MoeLora<Cuda> {
+    MoeLora::<Cuda>::new(cuda, pool::<E>(cuda, experts), Router::External { top_k: TOP_K }).unwrap()
+}
+
+fn linear(seed: usize) -> Router<LinearRouter> {
+    let weight = values::<f32>(seed, 3 * IN);
+    let linear = LinearRouter::new(3, IN, &weight, Some(&[0.25, -0.5, 0.0])).unwrap();
+    Router::Linear { linear, top_k: TOP_K, weighting: Weighting::SoftmaxSelected }
+}
+
+fn rows(tokens: usize) -> Rows {
+    Rows { tokens, x_stride: IN, y_stride: OUT }
+}
+
+/// What the CPU says of the same layer, whose ids and weights are read or, with a router, written.
+fn on_cpu<E: Element>(
+    experts: &[usize],
+    router: Router<LinearRouter>,
+    (x, weight): (&[E], &[E]),
+    (ids, weights): (&mut [i32], &mut [f32]),
+) -> Vec<E> {
+    let mut pool = cpu::Pool::new(sizes(E::TYPE)).unwrap();
+    experts.iter().for_each(|&e| pool.put(e, &lora::<E>(e)).unwrap());
+    let layer = MoeLora::<Cpu>::new(&Cpu::new().unwrap(), pool, router).unwrap();
+    let tokens = x.len() / IN;
+    let mut y = vec![E::from_f32(f32::NAN); tokens * OUT];
+    let mut workspace = vec![f32::NAN; layer.workspace_len(tokens)];
+    let mut routing = Routing { topk_ids: ids, topk_weights: weights };
+    layer
+        .forward(&rows(tokens), Base { weight, bias: None }, x, &mut routing, &mut workspace, &mut y)
+        .unwrap();
+    y
+}
+
+fn close<E: Element>(got: &[E], want: &[E], tolerance: f32) {
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let (g, w) = (g.to_f32(), w.to_f32());
+        assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "[{i}]: expected {w}, got {g}");
+    }
+}
+
+/// What an engine holds for one layer.
+struct Engine<E> {
+    x: CudaSlice<E>,
+    weight: CudaSlice<E>,
+    ids: CudaSlice<i32>,
+    weights: CudaSlice<f32>,
+    live: CudaSlice<u32>,
+    y: CudaSlice<E>,
+}
+
+impl<E: Element> Engine<E> {
+    fn new(cuda: &Cuda) -> Self {
+        Self {
+            x: cuda.upload(&values::<E>(1, TOKENS * IN)).unwrap(),
+            weight: cuda.upload(&values::<E>(5, OUT * IN)).unwrap(),
+            ids: cuda.upload(&[-1i32; TOKENS * TOP_K]).unwrap(),
+            weights: cuda.upload(&[0.5f32; TOKENS * TOP_K]).unwrap(),
+            live: cuda.upload(&[TOKENS as u32]).unwrap(),
+            y: cuda.upload(&[E::from_f32(7.0); TOKENS * OUT]).unwrap(),
+        }
+    }
+
+    /// Views first, then the capture, then the views go: with cudarc's event tracking on.
+    fn capture(&mut self, layer: &MoeLora<Cuda>, workspace: &mut Workspace) -> CudaGraph {
+        let cuda = layer.device();
+        let (x, weight) = (View::whole(cuda, &self.x).unwrap(), View::whole(cuda, &self.weight).unwrap());
+        let mut routing = RoutingView {
+            topk_ids: ViewMut::whole(cuda, &mut self.ids).unwrap(),
+            topk_weights: ViewMut::whole(cuda, &mut self.weights).unwrap(),
+            live_tokens: Some(View::whole(cuda, &self.live).unwrap()),
+        };
+        let mut y = ViewMut::whole(cuda, &mut self.y).unwrap();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        cuda.stream().begin_capture(mode).unwrap();
+        let base = Base { weight: &weight, bias: None };
+        layer.forward(&rows(TOKENS), base, &x, &mut routing, workspace, &mut y).unwrap();
+        let graph = cuda.stream().end_capture(sys::CUgraphInstantiate_flags(0)).unwrap();
+        graph.expect("launches were captured")
+    }
+
+    /// Replays over `live` tokens and returns y, whose other rows hold 7.
+    fn replay(&mut self, cuda: &Cuda, graph: &CudaGraph, ids: &[i32], live: usize) -> Vec<E> {
+        write(cuda, &mut self.ids, ids);
+        write(cuda, &mut self.live, &[live as u32]);
+        write(cuda, &mut self.y, &[E::from_f32(7.0); TOKENS * OUT]);
+        graph.launch().unwrap();
+        cuda.download(&self.y, TOKENS * OUT).unwrap()
+    }
+}
+
+/// What a replay over the first `live` tokens must give.
+fn replayed<E: Element>(experts: &[usize], ids: &[i32], live: usize) -> Vec<E> {
+    let (x, weight) = (values::<E>(1, TOKENS * IN), values::<E>(5, OUT * IN));
+    let (mut ids, mut weights) = (ids[..live * TOP_K].to_vec(), vec![0.5; live * TOP_K]);
+    let router = Router::External { top_k: TOP_K };
+    let mut y = on_cpu(experts, router, (&x[..live * IN], &weight), (&mut ids, &mut weights));
+    y.resize(TOKENS * OUT, E::from_f32(7.0));
+    y
+}
+
+fn a_captured_layer_sees_later_adapters_and_tokens<E: Element>(tolerance: f32) {
+    let Some(cuda) = device() else { return };
+    assert!(cuda.stream().context().is_event_tracking(), "cudarc's own default");
+    let mut layer = external::<E>(&cuda, &[0, 1]);
+    layer.reserve_rank(17).unwrap();
+    let (mut workspace, mut engine) = (layer.workspace(TOKENS).unwrap(), Engine::<E>::new(&cuda));
+    let graph = engine.capture(&layer, &mut workspace);
+    let pairs = |a: i32, b: i32| [a, b, b, a, -1, a, b, -1, -1, -1, a, a, b, b];
+    let said = |layer: &MoeLora<Cuda>| layer.device().take_status().unwrap();
+    for live in [TOKENS, 3, 0, 1, TOKENS] {
+        let y = engine.replay(&cuda, &graph, &pairs(0, 1), live);
+        close(&y, &replayed(&[0, 1], &pairs(0, 1), live), tolerance);
+    }
+    assert!(said(&layer).is_ok());
+    // An adapter that came after the capture, in a slot that was empty then.
+    layer.pool_mut().put(2, &lora::<E>(2)).unwrap();
+    let y = engine.replay(&cuda, &graph, &pairs(2, 0), 5);
+    close(&y, &replayed(&[0, 1, 2], &pairs(2, 0), 5), tolerance);
+    assert!(said(&layer).is_ok());
+    // One that left: skipped, and told.
+    layer.pool_mut().evict(1).unwrap();
+    let y = engine.replay(&cuda, &graph, &pairs(2, 1), TOKENS);
+    close(&y, &replayed(&[0, 2], &pairs(2, -1), TOKENS), tolerance);
+    assert_eq!(said(&layer), Status::STALE_SLOT);
+    // One that is larger than was reserved: likewise.
+    layer.pool_mut().put(3, &lora::<E>(3)).unwrap();
+    let y = engine.replay(&cuda, &graph, &pairs(0, 3), TOKENS);
+    close(&y, &replayed(&[0, 2], &pairs(0, -1), TOKENS), tolerance);
+    assert_eq!(said(&layer), Status::RANK_TOO_LARGE);
+    // Back again, in another place of the pool.
+    layer.pool_mut().evict(0).unwrap();
+    layer.pool_mut().put(1, &lora::<E>(1)).unwrap();
+    let y = engine.replay(&cuda, &graph, &pairs(1, 2), TOKENS);
+    close(&y, &replayed(&[1, 2], &pairs(1, 2), TOKENS), tolerance);
+    assert!(said(&layer).is_ok());
+}
+
+#[test]
+fn a_captured_layer_sees_later_adapters_and_tokens_in_f32() {
+    a_captured_layer_sees_later_adapters_and_tokens::<f32>(1e-5);
+}
+
+#[test]
+fn a_captured_layer_sees_later_adapters_and_tokens_in_16_bits() {
+    a_captured_layer_sees_later_adapters_and_tokens::<f16>(4e-3);
+    a_captured_layer_sees_later_adapters_and_tokens::<bf16>(3e-2);
+}
+
+/// A graph of a layer has a node for each launch and no other: nothing is allocated, copied or waited for.
+#[test]
+fn a_captured_layer_is_its_launches() {
+    let Some(cuda) = device() else { return };
+    let layer = external::<f32>(&cuda, &[0, 1, 2]);
+    for (output, launches) in [(Output::Sum, 4), (Output::RankSum, 5)] {
+        let layer =
+            MoeLora::<Cuda>::new(&cuda, pool::<f32>(&cuda, &[0, 1]), Router::External { top_k: TOP_K });
+        let layer = layer.unwrap().with_output(output);
+        let (mut workspace, mut engine) = (layer.workspace(TOKENS).unwrap(), Engine::<f32>::new(&cuda));
+        let graph = engine.capture(&layer, &mut workspace);
+        let mut nodes = 0usize;
+        // SAFETY: a graph that lives, asked for the number of its nodes alone.
+        let asked = unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) };
+        assert_eq!((asked, nodes), (sys::CUresult::CUDA_SUCCESS, launches), "{output:?}");
+    }
+    drop(layer);
+}
+
+#[test]
+fn host_memory_is_not_captured() {
+    let Some(cuda) = device() else { return };
+    let mut pool = pool::<f32>(&cuda, &[0]);
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    cuda.stream().begin_capture(mode).unwrap();
+    let refused = [
+        pool.put(1, &lora::<f32>(1)).unwrap_err(),
+        pool.evict(0).unwrap_err(),
+        cuda.take_status().unwrap_err(),
+    ];
+    let _ = cuda.stream().end_capture(sys::CUgraphInstantiate_flags(0));
+    for error in refused {
+        assert!(error.to_string().contains("stream: expected one that captures no graph"), "{error}");
+    }
+    pool.put(1, &lora::<f32>(1)).unwrap();
+}
+
+/// Two layers on the engine's stream, every view in the middle of a larger slice, workspaces in the engine's own memory; what
+/// lies around the views stays as it was.
+fn two_layers_on_the_engines_stream<E: Element>(first: usize, tolerance: f32) {
+    if device().is_none() {
+        return;
+    }
+    let context = CudaContext::new(0).unwrap();
+    let (stream, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    let cuda = Cuda::from_stream(stream.clone()).unwrap();
+    assert!(Arc::ptr_eq(cuda.stream(), &stream));
+    let weight = values::<E>(5, OUT * IN);
+    let canary = |len: usize| vec![E::from_f32(7.0); len];
+    for seed in [3, 4] {
+        let layer = MoeLora::<Cuda>::new(&cuda, pool::<E>(&cuda, &[0, 1, 2]), linear(seed)).unwrap();
+        let x = values::<E>(seed + 20, TOKENS * IN);
+        // Written on another stream: the view waits for it.
+        let x_slice = other.clone_htod(&[canary(first), x.clone(), canary(6)].concat()).unwrap();
+        let mut y_slice = cuda.upload(&canary(first + TOKENS * OUT + 6)).unwrap();
+        let w_slice = cuda.upload(&[canary(first), weight.clone()].concat()).unwrap();
+        let mut ids = cuda.upload(&[7i32; 3 + TOKENS * TOP_K + 3]).unwrap();
+        let mut weights = cuda.upload(&[7f32; 3 + TOKENS * TOP_K + 3]).unwrap();
+        let [plan_bytes, h_bytes] = layer.workspace_bytes(TOKENS).unwrap();
+        let plan = cuda.upload(&vec![u32::MAX; plan_bytes as usize / 4]).unwrap();
+        let h = cuda.upload(&vec![f32::NAN; h_bytes as usize / 4]).unwrap();
+        let mut workspace = layer.workspace_in(plan, h).unwrap();
+        {
+            let routes = 3..3 + TOKENS * TOP_K;
+            let mut routing = RoutingView {
+                topk_ids: ViewMut::new(&cuda, ids.slice_mut(routes.clone())).unwrap(),
+                topk_weights: ViewMut::new(&cuda, weights.slice_mut(routes)).unwrap(),
+                live_tokens: None,
+            };
+            let x = View::new(&cuda, x_slice.slice(first..first + TOKENS * IN)).unwrap();
+            let mut y = ViewMut::new(&cuda, y_slice.slice_mut(first..first + TOKENS * OUT)).unwrap();
+            let weight = View::new(&cuda, w_slice.slice(first..)).unwrap();
+            let base = Base { weight: &weight, bias: None };
+            layer.forward(&rows(TOKENS), base, &x, &mut routing, &mut workspace, &mut y).unwrap();
+        }
+        let (mut want_ids, mut want_weights) = (vec![9; TOKENS * TOP_K], vec![f32::NAN; TOKENS * TOP_K]);
+        let want = on_cpu(&[0, 1, 2], linear(seed), (&x, &weight), (&mut want_ids, &mut want_weights));
+        let y = cuda.download(&y_slice, first + TOKENS * OUT + 6).unwrap();
+        close(&y[first..first + TOKENS * OUT], &want, tolerance);
+        assert!(y[..first].iter().chain(&y[first + TOKENS * OUT..]).all(|v| v.to_f32() == 7.0), "around y");
+        let ids = cuda.download(&ids, 6 + TOKENS * TOP_K).unwrap();
+        assert_eq!(ids[3..3 + TOKENS * TOP_K], want_ids);
+        assert!(ids[..3].iter().chain(&ids[3 + TOKENS * TOP_K..]).all(|&v| v == 7), "around topk_ids");
+        let weights = cuda.download(&weights, 6 + TOKENS * TOP_K).unwrap();
+        close(&weights[3..3 + TOKENS * TOP_K], &want_weights, 1e-6);
+        assert!(layer.device().take_status().unwrap().is_ok());
+    }
+}
+
+#[test]
+fn two_layers_share_the_engines_stream_with_views_in_larger_slices() {
+    for first in [1, 2, 8] {
+        two_layers_on_the_engines_stream::<f32>(first, 1e-5);
+        two_layers_on_the_engines_stream::<f16>(first, 4e-3);
+        two_layers_on_the_engines_stream::<bf16>(first, 3e-2);
+    }
+}
+
+#[test]
+fn workspaces_are_asked_for_and_checked() {
+    let Some(cuda) = device() else { return };
+    let mut layer = external::<f32>(&cuda, &[0]);
+    let sizes = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: RANKS.len() };
+    let h = |rank: usize| (TOKENS * TOP_K * rank * 4) as u64;
+    assert_eq!(
+        layer.workspace_bytes(TOKENS).unwrap(),
+        [Plan::bytes(&sizes), h(4)],
+        "rank 3, rows of 16 bytes"
+    );
+    layer.reserve_rank(17).unwrap();
+    assert_eq!(layer.workspace_bytes(TOKENS).unwrap()[1], h(20));
+    assert_eq!(
+        layer.reserve_rank(49).unwrap_err().to_string(),
+        "pool: rank: expected at most the pool's 48 ranks, got 49"
+    );
+    let layer = layer.with_output(Output::RankSum);
+    let rank_sum = (TOKENS * 20 * 4 + TOKENS * TOP_K * 17 * 4) as u64;
+    assert_eq!(layer.workspace_bytes(TOKENS).unwrap()[1], rank_sum, "one row a token, and one a route");
+    for tokens in [usize::MAX, usize::MAX / 2, 1 << 40] {
+        assert!(layer.workspace_bytes(tokens).is_err());
+        assert!(layer.workspace(tokens).is_err());
+    }
+    // Small ones are refused before anything is enqueued.
+    let layer = layer.with_output(Output::Sum);
+    let mut small = layer.workspace(1).unwrap();
+    let mut engine = Engine::<f32>::new(&cuda);
+    let x = View::whole(&cuda, &engine.x).unwrap();
+    let mut routing = RoutingView {
+        topk_ids: ViewMut::whole(&cuda, &mut engine.ids).unwrap(),
+        topk_weights: ViewMut::whole(&cuda, &mut engine.weights).unwrap(),
+        live_tokens: None,
+    };
+    let mut y = ViewMut::whole(&cuda, &mut engine.y).unwrap();
+    let refused = layer.forward_delta(&rows(TOKENS), &x, &mut routing, &mut small, &mut y).unwrap_err();
+    let (needed, got) = (TOKENS * TOP_K * 20 * 4, TOP_K * 20 * 4);
+    let says = format!("layer: workspace: expected at least {needed} bytes for h, got {got}");
+    assert_eq!(refused.to_string(), says);
+}
+
+#[test]
+fn a_pool_is_of_one_stream_and_a_plan_of_one_pool() {
+    let Some(cuda) = device() else { return };
+    let other = Cuda::new(0).unwrap();
+    let (one, foreign) = (pool::<f32>(&cuda, &[0]), pool::<f32>(&other, &[0]));
+    let error = MoeLora::<Cuda>::new(&cuda, foreign, Router::External { top_k: 1 }).unwrap_err();
+    assert_eq!(error.to_string(), "layer: pool: expected a pool of this stream, got one of another stream");
+    let second = pool::<f32>(&cuda, &[0]);
+    let (tokens, top_k, output) = (1, 1, Output::Sum);
+    let ids = cuda.upload(&[0i32]).unwrap();
+    let sizes = plan::Sizes { tokens, top_k, experts: RANKS.len() };
+    let plan = cuda.plan(&sizes, &one, &View::whole(&cuda, &ids).unwrap(), None).unwrap();
+    let (x, weights) = (cuda.upload(&[0f32; IN]).unwrap(), cuda.upload(&[1f32]).unwrap());
+    let mut h = cuda.upload(&[0f32; 3]).unwrap();
+    let sizes =
+        molora::ops::shrink::Sizes { tokens, top_k, in_features: IN, x_stride: IN, h_stride: 3, output };
+    let (x, weights) = (View::<f32>::whole(&cuda, &x).unwrap(), View::whole(&cuda, &weights).unwrap());
+    let mut h = ViewMut::whole(&cuda, &mut h).unwrap();
+    let error = cuda.shrink(&sizes, &plan, &second, &x, &weights, None, &mut h).unwrap_err();
+    assert_eq!(error.to_string(), "shrink: plan: expected a plan made for this pool, got another's");
+}
+
+#[test]
+fn empty_problems_leave_early() {
+    let Some(cuda) = device() else { return };
+    let layer = external::<f32>(&cuda, &[]);
+    let mut workspace = layer.workspace(TOKENS).unwrap();
+    let mut engine = Engine::<f32>::new(&cuda);
+    let graphless = |engine: &mut Engine<f32>, workspace: &mut Workspace, tokens: usize| {
+        let x = View::whole(&cuda, &engine.x).unwrap();
+        let weight = View::whole(&cuda, &engine.weight).unwrap();
+        let mut routing = RoutingView {
+            topk_ids: ViewMut::new(&cuda, engine.ids.slice_mut(..tokens * TOP_K)).unwrap(),
+            topk_weights: ViewMut::new(&cuda, engine.weights.slice_mut(..tokens * TOP_K)).unwrap(),
+            live_tokens: None,
+        };
+        let mut y = ViewMut::whole(&cuda, &mut engine.y).unwrap();
+        let base = Base { weight: &weight, bias: None };
+        layer.forward(&rows(tokens), base, &x, &mut routing, workspace, &mut y).unwrap();
+    };
+    graphless(&mut engine, &mut workspace, 0);
+    assert!(cuda.download(&engine.y, TOKENS * OUT).unwrap().iter().all(|&v| v == 7.0), "no token, no row");
+    // No adapter at all: the base product alone.
+    graphless(&mut engine, &mut workspace, TOKENS);
+    let want = replayed::<f32>(&[], &[-1; TOKENS * TOP_K], TOKENS);
+    close(&cuda.download(&engine.y, TOKENS * OUT).unwrap(), &want, 1e-5);
+    assert!(layer.device().take_status().unwrap().is_ok());
+}
+
+#[test]
+fn absurd_sizes_are_errors() {
+    let Some(cuda) = device() else { return };
+    let slice = cuda.upload(&[0f32; 4]).unwrap();
+    assert_eq!(
+        cuda.download(&slice, usize::MAX).unwrap_err().to_string(),
+        "download: len: expected at most the slice's 4 elements, got 18446744073709551615"
+    );
+    let element = ElementType::F32;
+    let huge =
+        PoolSizes { in_features: 1 << 20, out_features: 8, experts: 1, rank_capacity: 1 << 12, element };
+    assert!(Pool::new(&cuda, huge).unwrap_err().to_string().contains("below 2^32 elements"));
+}
+
+#[test]
+fn a_gpu_is_the_best_device_and_a_machine_never_is() {
+    let Some(cuda) = device() else { return };
+    assert_eq!(molora::host::Device::by_name("cuda").unwrap().name(), "cuda");
+    let best = molora::host::Device::best().unwrap();
+    assert_eq!(best.name() == "cuda", !cuda.is_stand_in(), "{}", best.describe());
+}
