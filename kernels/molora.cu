@@ -2,7 +2,7 @@
 #include "common.cuh"
 #include "mma.cuh"
 #include "rows.cuh"
-
+#include "tile.cuh"
 
 namespace route {
 #include "route.cu"
