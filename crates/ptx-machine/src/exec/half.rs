@@ -79,9 +79,8 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
         }
         Op::CvtPack { bf16, round, relu, sat, d, a, b } => {
             let (a, b) = (warp.words[usize::from(a)], warp.words[usize::from(b)]);
-            let one = |bits: u32| {
-                u32::from(narrow(clamp(f64::from(f32::from_bits(bits)), sat, relu), bf16, round))
-            };
+            let one =
+                |bits: u32| u32::from(narrow(clamp(f64::from(f32::from_bits(bits)), sat, relu), bf16, round));
             let value = std::array::from_fn(|lane| one(a[lane]) << 16 | one(b[lane]));
             put(&mut warp.words[usize::from(d)], &value, mask);
         }
@@ -92,7 +91,13 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
 /// What `.sat` and `.relu` make of a value.
 pub fn clamp(value: f64, sat: bool, relu: bool) -> f64 {
     match (sat, relu) {
-        (true, _) => if value > 0.0 { value.min(1.0) } else { 0.0 },
+        (true, _) => {
+            if value > 0.0 {
+                value.min(1.0)
+            } else {
+                0.0
+            }
+        }
         (_, true) if value < 0.0 => 0.0,
         _ => value,
     }
@@ -138,7 +143,13 @@ fn exact(f: FloatOp, x: f64, y: f64, z: f64) -> f64 {
     let number = |first: bool| match (x.is_nan(), y.is_nan()) {
         (true, _) => y,
         (_, true) => x,
-        _ => if first { x } else { y },
+        _ => {
+            if first {
+                x
+            } else {
+                y
+            }
+        }
     };
     match f {
         FloatOp::Add => float::sum_to_odd(x, y, Round::Nearest),
