@@ -59,3 +59,5 @@ template <class X> __device__ __forceinline__ void base_many(const BaseParams& p
 BASE(f32, float)
 BASE(f16, f16)
 BASE(bf16, bf16)
+
+#include "base_mma.cuh"

@@ -101,8 +101,8 @@ template <class Y, class B> __device__ __forceinline__ void expand_few(const Exp
     if (any) finish<Y>(p, row, column, sum);
 }
 
-// Many rows: a chunk of tokens by 128 columns, four a lane, in each of four warps. Warp w keeps every fourth row of y in
-// shared memory: no other thread touches them, so there is no barrier. A chunk's routes come sorted by expert:
+// Many rows: a chunk of tokens by 128 columns, four a lane, in each of four warps. Warp w keeps every fourth row of y
+// in shared memory: no other thread touches them, so there is no barrier. A chunk's routes come sorted by expert:
 //
 //     for every 32 routes of the chunk, one a lane:
 //         for each expert among them:
@@ -165,8 +165,8 @@ __device__ __forceinline__ bool read_route(const ExpandParams& p, u32 chunk, u32
     return why == 0;
 }
 
-// Adds what the lanes of `left` know, expert by expert: neighbours have the same. Routes of one token to one expert come
-// one after the other, each with all ranks: the order of a sum is the same wherever the 32 routes begin.
+// Adds what the lanes of `left` know, expert by expert: neighbours have the same. Routes of one token to one expert
+// come one after the other, each with all ranks: the order of a sum is the same wherever the 32 routes begin.
 template <class B>
 __device__ __forceinline__ void
 add_routes(const ExpandParams& p, const B* b, u32 left, const Route& own, const Slot& slot, float4* acc) {
@@ -242,3 +242,5 @@ template <class Y, class B> __device__ __forceinline__ void expand_many(const Ex
 EXPAND_X(f32, float)
 EXPAND_X(f16, f16)
 EXPAND_X(bf16, bf16)
+
+#include "expand_mma.cuh"

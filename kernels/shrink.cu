@@ -103,3 +103,5 @@ extern "C" __global__ void __launch_bounds__(128) shrink_rank_sum(const __grid_c
 SHRINK_X(f32, float)
 SHRINK_X(f16, f16)
 SHRINK_X(bf16, bf16)
+
+#include "shrink_mma.cuh"

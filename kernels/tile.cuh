@@ -49,8 +49,9 @@ __device__ __forceinline__ void add_stage(const Stages<COLUMNS>& stages, u32 at,
 // The thread's four rows of x times its four rows of w. x and w: this thread's row to stage; rows that are not there
 // repeat one that is. `works`: whether the thread has sums of its own.
 template <u32 COLUMNS, class X, class W>
-__device__ __forceinline__ void tile_product(Stages<COLUMNS>& stages, const X* x, bool x_vector, const W* w, bool w_vector,
-                                             u32 k, bool works, float (&sums)[4][4]) {
+__device__ __forceinline__ void
+tile_product(Stages<COLUMNS>& stages, const X* x, bool x_vector, const W* w, bool w_vector, u32 k, bool works,
+             float (&sums)[4][4]) {
     typedef TileShape<COLUMNS> Shape;
     u32 x_row = threadIdx.x % TILE_ROWS, x_eight = threadIdx.x / TILE_ROWS;
     u32 w_row = threadIdx.x % COLUMNS, w_eight = threadIdx.x / COLUMNS;
@@ -70,17 +71,14 @@ __device__ __forceinline__ void tile_product(Stages<COLUMNS>& stages, const X* x
         }
         put_eight(stages.w[at], w_eight, w_row, w_next);
     };
-    read(0);
-    put(0);
-    __syncthreads();
     u32 at = 0;
 #pragma unroll 1
-    for (u32 k0 = TILE_K; k0 < k; k0 += TILE_K) {
-        read(k0);
-        if (works) add_stage(stages, at, sums);
-        at ^= 1;
+    for (u32 k0 = 0;; k0 += TILE_K) {
+        if (k0 < k) read(k0);
+        if (k0 > 0 && works) add_stage(stages, at ^ 1, sums);
+        if (k0 >= k) break;
         put(at); // read for the last time before the barrier behind us
+        at ^= 1;
         __syncthreads();
     }
-    if (works) add_stage(stages, at, sums);
 }
