@@ -396,3 +396,11 @@ fn absurd_sizes_are_errors() {
         PoolSizes { in_features: 1 << 20, out_features: 8, experts: 1, rank_capacity: 1 << 12, element };
     assert!(Pool::new(&cuda, huge).unwrap_err().to_string().contains("below 2^32 elements"));
 }
+
+#[test]
+fn a_gpu_is_the_best_device_and_a_machine_never_is() {
+    let Some(cuda) = device() else { return };
+    assert_eq!(molora::host::Device::by_name("cuda").unwrap().name(), "cuda");
+    let best = molora::host::Device::best().unwrap();
+    assert_eq!(best.name() == "cuda", !cuda.is_stand_in(), "{}", best.describe());
+}

@@ -135,7 +135,7 @@ impl<'a, X: Element> Ready<'a, X> {
         let plan = cuda.plan(&plan_sizes, &pool, &plan_ids, None)?;
         drop(plan_ids);
         let rank_sum = if case.op == Op::Shrink { case.output } else { Output::Sum };
-        let scratch = shrink::cuda_scratch_len(rank_sum, case.routes(), pool.max_rank());
+        let scratch = shrink::cuda::scratch_len(rank_sum, case.routes(), pool.max_rank());
         let layer = MoeLora::<Cuda>::new(cuda, pool, Router::External { top_k: case.top_k })?;
         let layer = layer.with_output(case.output);
         let router =
