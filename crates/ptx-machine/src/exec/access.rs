@@ -30,7 +30,9 @@ pub fn addresses(warp: &Warp, addr: Addr) -> Long {
 /// Lanes of a mask by what their generic addresses mean: global, shared, and windows of the machine's own.
 fn split(address: &Long, mask: u32) -> (u32, u32, u32) {
     let at_least = |from: u64| {
-        (0..32).filter(|&lane| mask >> lane & 1 != 0 && address[lane] >= from).fold(0, |found, lane| found | 1 << lane)
+        (0..32)
+            .filter(|&lane| mask >> lane & 1 != 0 && address[lane] >= from)
+            .fold(0, |found, lane| found | 1 << lane)
     };
     let (shared, own) = (at_least(SHARED_WINDOW), at_least(LOCAL_WINDOW));
     (mask & !shared, shared & !own, own)
@@ -56,14 +58,22 @@ fn goes_to(space: Space, address: &Long, mask: u32) -> Space {
 }
 
 /// A load.
-pub fn load(core: &mut Core<'_>, warp: &mut Warp, memory: &mut Block, access: &Access, mask: u32) -> Result<(), Trouble> {
+pub fn load(
+    core: &mut Core<'_>,
+    warp: &mut Warp,
+    memory: &mut Block,
+    access: &Access,
+    mask: u32,
+) -> Result<(), Trouble> {
     let size = access.ty.bits() / 8;
     let address = addresses(warp, access.addr);
     let mut out: Values = [[0; 4]; 32];
     let lanes = Lanes { warp: warp.id, mask, address: &address, bytes: size * u32::from(access.count) };
     match goes_to(access.space, &address, mask) {
         Space::Shared => memory.load_shared(&mut core.launch, &lanes, &mut out)?,
-        Space::Global => memory.load_global(&mut core.launch, &lanes, access.order, access.scope, &mut out)?,
+        Space::Global => {
+            memory.load_global(&mut core.launch, &lanes, access.order, access.scope, &mut out)?
+        }
         _ => {
             let (global, shared, own) = split(&address, mask);
             if global != 0 {
@@ -110,13 +120,22 @@ fn take(warp: &mut Warp, access: &Access, place: u16, index: usize, out: &Values
         let raw = if access.ty.signed() { ((raw << unused) as i64 >> unused) as u64 } else { raw };
         match access.long {
             true => warp.longs[place][lane] = raw,
-            false => warp.words[place][lane] = raw as u32 & (u32::MAX >> (32 - u32::from(access.register_bits).min(32))),
+            false => {
+                warp.words[place][lane] =
+                    raw as u32 & (u32::MAX >> (32 - u32::from(access.register_bits).min(32)))
+            }
         }
     }
 }
 
 /// A store.
-pub fn store(core: &mut Core<'_>, warp: &mut Warp, memory: &mut Block, access: &Access, mask: u32) -> Result<(), Trouble> {
+pub fn store(
+    core: &mut Core<'_>,
+    warp: &mut Warp,
+    memory: &mut Block,
+    access: &Access,
+    mask: u32,
+) -> Result<(), Trouble> {
     let size = access.ty.bits() / 8;
     let address = addresses(warp, access.addr);
     let mut values: Values = [[0; 4]; 32];
@@ -179,7 +198,7 @@ fn window<'w>(
 }
 
 fn check_aligned(lane: usize, address: u64, bytes: u32) -> Result<(), Trouble> {
-    if address % u64::from(bytes) == 0 {
+    if address.is_multiple_of(u64::from(bytes)) {
         return Ok(());
     }
     let detail = format!("{bytes} bytes");
@@ -221,7 +240,13 @@ fn store_own(warp: &mut Warp, lanes: &Lanes<'_>, values: &Values) -> Result<(), 
 }
 
 /// `atom` and `red`.
-pub fn atom(core: &mut Core<'_>, warp: &mut Warp, memory: &mut Block, op: &Op, mask: u32) -> Result<(), Trouble> {
+pub fn atom(
+    core: &mut Core<'_>,
+    warp: &mut Warp,
+    memory: &mut Block,
+    op: &Op,
+    mask: u32,
+) -> Result<(), Trouble> {
     let Op::Atom { space, f, bytes, d, addr, b, c, order, scope } = *op else { return Ok(()) };
     let long = bytes == 8;
     let address = addresses(warp, addr);
@@ -257,7 +282,9 @@ pub fn atom(core: &mut Core<'_>, warp: &mut Warp, memory: &mut Block, op: &Op, m
     if d != NONE {
         for lane in each_lane(mask) {
             match long {
-                true => warp.longs[usize::from(d)][lane] = u64::from(out[lane][0]) | u64::from(out[lane][1]) << 32,
+                true => {
+                    warp.longs[usize::from(d)][lane] = u64::from(out[lane][0]) | u64::from(out[lane][1]) << 32
+                }
                 false => warp.words[usize::from(d)][lane] = out[lane][0],
             }
         }
@@ -280,15 +307,39 @@ fn changed(f: AtomOp, bytes: u8, old: u64, b: u64, c: u64) -> Option<u64> {
         AtomOp::Add => old.wrapping_add(b),
         AtomOp::MinU => old.min(b),
         AtomOp::MaxU => old.max(b),
-        AtomOp::MinS => if signed(old) <= signed(b) { old } else { b },
-        AtomOp::MaxS => if signed(old) >= signed(b) { old } else { b },
+        AtomOp::MinS => {
+            if signed(old) <= signed(b) {
+                old
+            } else {
+                b
+            }
+        }
+        AtomOp::MaxS => {
+            if signed(old) >= signed(b) {
+                old
+            } else {
+                b
+            }
+        }
         AtomOp::And => old & b,
         AtomOp::Or => old | b,
         AtomOp::Xor => old ^ b,
         AtomOp::Exch => b,
         AtomOp::Cas => return (old == b).then_some(c),
-        AtomOp::Inc => if old >= b { 0 } else { old + 1 },
-        AtomOp::Dec => if old == 0 || old > b { b } else { old - 1 },
+        AtomOp::Inc => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomOp::Dec => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
         AtomOp::AddF32 => u64::from((single(old) + single(b)).to_bits()),
         AtomOp::AddF64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         AtomOp::AddF16 => halves(false, 0),
@@ -319,7 +370,12 @@ pub fn copy_async(
     };
     if let Some(lane) = each_lane(mask).find(|&lane| source_bytes[lane] > bytes) {
         let detail = format!("{} bytes of a copy of {bytes}", source_bytes[lane]);
-        return Err(Trouble { kind: Kind::OutOfBounds, lane: lane as u32, address: Some(from[lane]), detail });
+        return Err(Trouble {
+            kind: Kind::OutOfBounds,
+            lane: lane as u32,
+            address: Some(from[lane]),
+            detail,
+        });
     }
     let lanes = Lanes { warp: warp.id, mask, address: &from, bytes };
     memory.copy_async(&mut core.launch, &to, &lanes, &source_bytes)

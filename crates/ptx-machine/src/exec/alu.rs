@@ -210,8 +210,20 @@ fn one_int(f: IntOp, x: u32, y: u32, z: u32) -> u32 {
         IntOp::MadWideS16 => (i32::from(x as i16) * i32::from(y as i16)).wrapping_add(sz) as u32,
         IntOp::DivU => x.checked_div(y).unwrap_or(u32::MAX),
         IntOp::RemU => x.checked_rem(y).unwrap_or(x),
-        IntOp::DivS => if sy == 0 { u32::MAX } else { sx.wrapping_div(sy) as u32 },
-        IntOp::RemS => if sy == 0 { x } else { sx.wrapping_rem(sy) as u32 },
+        IntOp::DivS => {
+            if sy == 0 {
+                u32::MAX
+            } else {
+                sx.wrapping_div(sy) as u32
+            }
+        }
+        IntOp::RemS => {
+            if sy == 0 {
+                x
+            } else {
+                sx.wrapping_rem(sy) as u32
+            }
+        }
         IntOp::Cnot => u32::from(x == 0),
         IntOp::Abs => sx.wrapping_abs() as u32,
         IntOp::SadU => z.wrapping_add(x.abs_diff(y)),
@@ -227,7 +239,13 @@ fn one_int(f: IntOp, x: u32, y: u32, z: u32) -> u32 {
         IntOp::Brev => x.reverse_bits(),
         IntOp::BfindU => 31_u32.wrapping_sub(x.leading_zeros()),
         IntOp::BfindS => 31_u32.wrapping_sub((x ^ (sx >> 31) as u32).leading_zeros()),
-        IntOp::BfindShiftU => if x == 0 { u32::MAX } else { x.leading_zeros() },
+        IntOp::BfindShiftU => {
+            if x == 0 {
+                u32::MAX
+            } else {
+                x.leading_zeros()
+            }
+        }
         IntOp::BfindShiftS => match x ^ (sx >> 31) as u32 {
             0 => u32::MAX,
             bits => bits.leading_zeros(),
@@ -287,7 +305,9 @@ fn narrow_int(f: IntOp, narrow: Narrow, a: &Word, b: &Word, c: &Word) -> Word {
     let y = if shift { *b } else { each!(y in b => extend(y)) };
     let value = match f {
         IntOp::MulHiU | IntOp::MulHiS => each!(p in x, q in y => p.wrapping_mul(q) >> 16),
-        IntOp::MadHiU | IntOp::MadHiS => each!(p in x, q in y, r in z => (p.wrapping_mul(q) >> 16).wrapping_add(r)),
+        IntOp::MadHiU | IntOp::MadHiS => {
+            each!(p in x, q in y, r in z => (p.wrapping_mul(q) >> 16).wrapping_add(r))
+        }
         _ => int(f, &x, &y, &z),
     };
     each!(v in value => v & 0xffff)
@@ -331,8 +351,20 @@ fn one_long(f: IntOp, x: u64, y: u64, z: u64) -> u64 {
         IntOp::MadHiS => hi_s().wrapping_add(z),
         IntOp::DivU => x.checked_div(y).unwrap_or(u64::MAX),
         IntOp::RemU => x.checked_rem(y).unwrap_or(x),
-        IntOp::DivS => if sy == 0 { u64::MAX } else { sx.wrapping_div(sy) as u64 },
-        IntOp::RemS => if sy == 0 { x } else { sx.wrapping_rem(sy) as u64 },
+        IntOp::DivS => {
+            if sy == 0 {
+                u64::MAX
+            } else {
+                sx.wrapping_div(sy) as u64
+            }
+        }
+        IntOp::RemS => {
+            if sy == 0 {
+                x
+            } else {
+                sx.wrapping_rem(sy) as u64
+            }
+        }
         IntOp::SadU => z.wrapping_add(x.abs_diff(y)),
         IntOp::SadS => z.wrapping_add(sx.abs_diff(sy)),
         IntOp::Brev => x.reverse_bits(),
@@ -368,7 +400,9 @@ fn mix(op: &Op, warp: &mut Warp, mask: u32) {
                 MixOp::Clz => each!(x in x => x.leading_zeros()),
                 MixOp::Popc => each!(x in x => x.count_ones()),
                 MixOp::BfindU => each!(x in x => 63_u32.wrapping_sub(x.leading_zeros())),
-                MixOp::BfindS => each!(x in x => 63_u32.wrapping_sub((x ^ (x as i64 >> 63) as u64).leading_zeros())),
+                MixOp::BfindS => {
+                    each!(x in x => 63_u32.wrapping_sub((x ^ (x as i64 >> 63) as u64).leading_zeros()))
+                }
                 _ => each!(x in x => x as u32),
             };
             return put(&mut words[d], &value, mask);
@@ -422,12 +456,12 @@ fn compare(test: &Setp, warp: &Warp) -> u32 {
             let b: [f32; 32] = each!(x in warp.words[b] => f32::from_bits(x));
             match test.cmp {
                 Cmp::Eq => holds!(x in a, y in b => x == y),
-                Cmp::Ne => holds!(x in a, y in b => x < y || x > y),
+                Cmp::Ne => holds!(x in a, y in b => x != y && !x.is_nan() && !y.is_nan()),
                 Cmp::Lt => holds!(x in a, y in b => x < y),
                 Cmp::Le => holds!(x in a, y in b => x <= y),
                 Cmp::Gt => holds!(x in a, y in b => x > y),
                 Cmp::Ge => holds!(x in a, y in b => x >= y),
-                Cmp::Equ => !holds!(x in a, y in b => x < y || x > y),
+                Cmp::Equ => !holds!(x in a, y in b => x != y && !x.is_nan() && !y.is_nan()),
                 Cmp::Neu => !holds!(x in a, y in b => x == y),
                 Cmp::Ltu => !holds!(x in a, y in b => x >= y),
                 Cmp::Leu => !holds!(x in a, y in b => x > y),
@@ -535,7 +569,8 @@ fn rare(op: &Op, warp: &mut Warp, mask: u32) {
     match *op {
         Op::Bfi { long: false, d, a, b, c, e } => {
             let [a, b, c, e] = [a, b, c, e].map(|place| warp.words[usize::from(place)]);
-            let value = each!(x in a, y in b, z in c, w in e => bfi(u64::from(x), u64::from(y), z, w, 32) as u32);
+            let value =
+                each!(x in a, y in b, z in c, w in e => bfi(u64::from(x), u64::from(y), z, w, 32) as u32);
             put(&mut warp.words[usize::from(d)], &value, mask);
         }
         Op::Bfi { long: true, d, a, b, c, e } => {

@@ -57,7 +57,10 @@ pub fn arrive(core: &Core<'_>, block: &mut Block, warp: u32, pc: u32, mask: u32)
         return wrong(format!("barrier {id} for {due:?} threads, no multiple of 32"));
     }
     if !barrier.participants.is_empty() && (barrier.due != due || barrier.red != red) {
-        return wrong(format!("barrier {id}: others came with {:?} threads due, these with {due:?}", barrier.due));
+        return wrong(format!(
+            "barrier {id}: others came with {:?} threads due, these with {due:?}",
+            barrier.due
+        ));
     }
     barrier.due = due;
     barrier.red = red;
@@ -142,7 +145,8 @@ fn stuck(core: &Core<'_>, block: &Block, id: u32) -> Stop {
     let barrier = lanes().find(|&lane| matches!(op(lane), Op::Barrier { .. }));
     let lane = barrier.or(lanes().next()).unwrap_or(0);
     let pc = warp.pc[lane as usize];
-    let here = lanes().filter(|&other| warp.pc[other as usize] == pc).fold(0, |mask, other| mask | 1 << other);
+    let here =
+        lanes().filter(|&other| warp.pc[other as usize] == pc).fold(0, |mask, other| mask | 1 << other);
     let others = warp.live & !here;
     let elsewhere = match others {
         0 => "others have exited".to_owned(),

@@ -79,7 +79,8 @@ fn convert(cvt: &Cvt, source: u64) -> u64 {
         (true, false) => extend(cvt.to, from_float(cvt, source)),
         (true, true) => {
             let value = float_value(cvt, source);
-            let value = if cvt.integer { to_integer(value, cvt.round.unwrap_or(Round::Nearest)) } else { value };
+            let value =
+                if cvt.integer { to_integer(value, cvt.round.unwrap_or(Round::Nearest)) } else { value };
             let value = clamp(value, cvt.sat, cvt.relu);
             let round = cvt.round.filter(|_| !cvt.integer).unwrap_or(Round::Nearest);
             float_bits(cvt, value, round)

@@ -60,7 +60,7 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
     let moves = matches!(f, FloatOp::Neg | FloatOp::Abs | FloatOp::Copysign);
     let bits: Word = match moves {
         true => each!(x in value => x.to_bits()),
-        false => each!(x in value => if x == x { x.to_bits() } else { NAN }),
+        false => each!(x in value => if x.is_nan() { NAN } else { x.to_bits() }),
     };
     put(&mut warp.words[usize::from(d)], &bits, mask);
 }
@@ -69,13 +69,13 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
 #[inline(always)]
 fn min(x: f32, y: f32) -> f32 {
     let less = x < y || (x == y && x.is_sign_negative());
-    if less || y != y { x } else { y }
+    if less || y.is_nan() { x } else { y }
 }
 
 #[inline(always)]
 fn max(x: f32, y: f32) -> f32 {
     let more = x > y || (x == y && x.is_sign_positive());
-    if more || y != y { x } else { y }
+    if more || y.is_nan() { x } else { y }
 }
 
 #[inline(never)]

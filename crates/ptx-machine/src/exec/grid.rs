@@ -157,7 +157,8 @@ impl Grid<'_> {
             let warp = u32::from(id);
             while budget > 0 {
                 let had = block.warps[usize::from(id)].live;
-                let (outcome, used) = warp::turn(&mut self.core, block, warp, budget).map_err(|stop| (warp, stop))?;
+                let (outcome, used) =
+                    warp::turn(&mut self.core, block, warp, budget).map_err(|stop| (warp, stop))?;
                 self.spent += used;
                 budget -= used.min(budget);
                 moved |= used > 0;

@@ -36,7 +36,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 pub fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
-    if value != value { NAN } else { rounded }
+    if value.is_nan() { NAN } else { rounded }
 }
 
 /// f32 to f16, to nearest even.
@@ -79,9 +79,8 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
         }
         Op::CvtPack { bf16, round, relu, sat, d, a, b } => {
             let (a, b) = (warp.words[usize::from(a)], warp.words[usize::from(b)]);
-            let one = |bits: u32| {
-                u32::from(narrow(clamp(f64::from(f32::from_bits(bits)), sat, relu), bf16, round))
-            };
+            let one =
+                |bits: u32| u32::from(narrow(clamp(f64::from(f32::from_bits(bits)), sat, relu), bf16, round));
             let value = std::array::from_fn(|lane| one(a[lane]) << 16 | one(b[lane]));
             put(&mut warp.words[usize::from(d)], &value, mask);
         }
@@ -92,7 +91,13 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
 /// What `.sat` and `.relu` make of a value.
 pub fn clamp(value: f64, sat: bool, relu: bool) -> f64 {
     match (sat, relu) {
-        (true, _) => if value > 0.0 { value.min(1.0) } else { 0.0 },
+        (true, _) => {
+            if value > 0.0 {
+                value.min(1.0)
+            } else {
+                0.0
+            }
+        }
         (_, true) if value < 0.0 => 0.0,
         _ => value,
     }
@@ -138,7 +143,13 @@ fn exact(f: FloatOp, x: f64, y: f64, z: f64) -> f64 {
     let number = |first: bool| match (x.is_nan(), y.is_nan()) {
         (true, _) => y,
         (_, true) => x,
-        _ => if first { x } else { y },
+        _ => {
+            if first {
+                x
+            } else {
+                y
+            }
+        }
     };
     match f {
         FloatOp::Add => float::sum_to_odd(x, y, Round::Nearest),

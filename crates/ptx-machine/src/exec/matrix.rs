@@ -26,9 +26,8 @@ pub fn load(core: &mut Core<'_>, warp: &mut Warp, memory: &mut Block, op: &Op) -
         let mut rows: Values = [[0; 4]; 32];
         let lanes = Lanes { warp: warp.id, mask, address: &address, bytes: 16 };
         memory.load_shared(&mut core.launch, &lanes, &mut rows)?;
-        let element = |row: usize, column: usize| {
-            rows[8 * matrix + row][column / 2] >> (16 * (column % 2)) & 0xffff
-        };
+        let element =
+            |row: usize, column: usize| rows[8 * matrix + row][column / 2] >> (16 * (column % 2)) & 0xffff;
         warp.words[usize::from(place)] = std::array::from_fn(|lane| {
             let (row, column) = (lane / 4, 2 * (lane % 4));
             match trans {
@@ -126,7 +125,10 @@ pub fn mma(core: &mut Core<'_>, warp: &mut Warp, mma: &Mma) {
             };
             let sum = sum + f64::from(old);
             match mma.half_d {
-                true => out[index / 2][lane] |= u32::from(narrow(sum, false, Round::Nearest)) << (16 * (index % 2)),
+                true => {
+                    out[index / 2][lane] |=
+                        u32::from(narrow(sum, false, Round::Nearest)) << (16 * (index % 2))
+                }
                 false => out[index][lane] = single(sum),
             }
         }

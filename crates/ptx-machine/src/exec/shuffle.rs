@@ -76,7 +76,12 @@ pub fn gather(
         let (members, same) = match named(&ins.op) {
             Some(Members::Register(register)) => {
                 let word = warp.words[usize::from(register)];
-                (word[first], lanes(there).filter(|&lane| word[lane] == word[first]).fold(0, |mask, lane| mask | 1 << lane))
+                (
+                    word[first],
+                    lanes(there)
+                        .filter(|&lane| word[lane] == word[first])
+                        .fold(0, |mask, lane| mask | 1 << lane),
+                )
             }
             _ => (u32::MAX, there),
         };
@@ -114,7 +119,9 @@ pub fn run(warp: &mut Warp, op: &Op, mask: u32) -> Result<(), Trouble> {
                 false => warp.words[usize::from(a)].map(u64::from),
             };
             let same = |lane: usize| {
-                lanes(mask).filter(|&other| value[other] == value[lane]).fold(0_u32, |found, other| found | 1 << other)
+                lanes(mask)
+                    .filter(|&other| value[other] == value[lane])
+                    .fold(0_u32, |found, other| found | 1 << other)
             };
             let mut found = [0; 32];
             lanes(mask).for_each(|lane| found[lane] = same(lane));

@@ -110,10 +110,8 @@ impl Warp {
     pub fn reset(&mut self, kernel: &Kernel, id: u32, threads: u32, place: &Place, dynamic_shared: u32) {
         let file = &kernel.file;
         self.id = id;
-        for words in [&mut self.words] {
-            words.clear();
-            words.resize(file.words, [0; 32]);
-        }
+        self.words.clear();
+        self.words.resize(file.words, [0; 32]);
         self.longs.clear();
         self.longs.resize(file.longs, [0; 32]);
         self.preds.clear();

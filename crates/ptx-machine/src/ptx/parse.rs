@@ -214,7 +214,7 @@ fn constant<'a>(
         .iter()
         .find_map(|token| Ty::named(token.text.strip_prefix('.')?))
         .map_or(1, |ty| ty.bits() as usize / 8);
-    while bytes.len() % variable.align as usize != 0 {
+    while !bytes.len().is_multiple_of(variable.align as usize) {
         bytes.push(0);
     }
     let place = bytes.len();
