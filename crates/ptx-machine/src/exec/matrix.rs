@@ -9,10 +9,11 @@
 //! tf32 has one element a register: column t (and t + 4).
 
 use super::access::addresses;
-use super::alu::{each, two_versions};
 use super::float::NAN;
 use super::half::{f16_to_f32, narrow};
-use super::warp::{Core, Warp, Word};
+use super::lanes::{each, two_versions};
+use super::registers::{Warp, Word};
+use super::warp::Core;
 use crate::fault::Trouble;
 use crate::memory::{Block, Lanes, SHARED_WINDOW, Values};
 use crate::ptx::op::{Mma, MmaTy, Op, R, Round};
@@ -108,7 +109,7 @@ impl Tiles {
                     row[column] = f64::from(f16_to_f32(bits as u16));
                     row[column + 1] = f64::from(f16_to_f32((bits >> 16) as u16));
                 } else {
-                    let row = &mut self.c[lane / 4 + 8 * (register / 2 & 1)];
+                    let row = &mut self.c[lane / 4 + 8 * ((register / 2) & 1)];
                     row[column + register % 2] = f64::from(f32::from_bits(bits));
                 }
             }
@@ -165,7 +166,7 @@ impl Tiles {
                     let half = |value: f64| u32::from(narrow(value, false, Round::Nearest));
                     half(row[column]) | half(row[column + 1]) << 16
                 } else {
-                    let value = self.c[lane / 4 + 8 * (register / 2 & 1)][column + register % 2] as f32;
+                    let value = self.c[lane / 4 + 8 * ((register / 2) & 1)][column + register % 2] as f32;
                     if value.is_nan() { NAN } else { value.to_bits() }
                 };
             }
