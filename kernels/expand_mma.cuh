@@ -154,13 +154,13 @@ __device__ __forceinline__ Pair deal(Shared& s, const Product (&sums)[2], const 
     return pair;
 }
 
-// acc += factor D, or = for PER_ROUTE.
-__device__ __forceinline__ void add_pair(const Pair& pair, bool first, bool second, bool per_route) {
+// acc += factor D.
+__device__ __forceinline__ void add_pair(const Pair& pair, bool first, bool second) {
     bool take[2] = {first, second};
-    float4 v[2] = {};
+    float4 v[2];
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
-        if (take[i] && !per_route) v[i] = *pair.to[i];
+        if (take[i]) v[i] = *pair.to[i];
     }
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
@@ -175,24 +175,26 @@ __device__ __forceinline__ void add_pair(const Pair& pair, bool first, bool seco
 __device__ __forceinline__ void add_eight(Shared& s, const Product (&sums)[2], const Step& step, u32 first,
                                           bool per_route, u32 column, u32 lane) {
     Pair pair = deal(s, sums, step, first, per_route, column, lane);
-    if (per_route || !step.repeats) return add_pair(pair, pair.inside[0], pair.inside[1], per_route);
+    if (per_route || !step.repeats) return add_pair(pair, pair.inside[0], pair.inside[1]);
 #pragma unroll 1
     for (u32 i = 0; i < 8; i++) {
         bool own = lane / 8 == i / 2;
-        add_pair(pair, own && i % 2 == 0 && pair.inside[0], own && i % 2 == 1 && pair.inside[1], false);
+        add_pair(pair, own && i % 2 == 0 && pair.inside[0], own && i % 2 == 1 && pair.inside[1]);
         __syncwarp();
     }
 }
 
-// z of a piece's routes, the warp's 32 columns.
+// z of a piece's routes, the warp's 32 columns; clears acc for the next piece.
 template <class X>
-__device__ __forceinline__ void store_piece(const ExpandParams& p, const Shared& s, const Chunk& c, const Step& step,
+__device__ __forceinline__ void store_piece(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step,
                                             u32 column, u32 lane) {
     u32 own = column + 4 * (lane % 8), o = c.column + own;
     __syncwarp();
 #pragma unroll 1
     for (u32 n = lane / 8; n < step.count && o < p.out_features; n += 4) {
-        float4 sum = *(const float4*)&s.acc[n][own];
+        float4& place = *(float4*)&s.acc[n][own];
+        float4 sum = place;
+        place = float4{0.0f, 0.0f, 0.0f, 0.0f};
         float v[4] = {sum.x, sum.y, sum.z, sum.w};
         X* z = (X*)p.y + (size_t)(c.n0 + (s.routes[step.begin + n] & 0x1ff)) * p.y_stride + o;
         store_part<4>(z, v, p.out_features - o, p.y_vector, p.accumulate);
@@ -209,7 +211,6 @@ __device__ __forceinline__ void work(const ExpandParams& p, Shared& s, const Chu
     pair_ranks(block, left);
 #pragma unroll
     for (u32 n = 0; n < PIECE / 8; n++) {
-        if (step.k == 0) sums.products[n][0] = sums.products[n][1] = Product{};
         if (8 * n >= step.count) continue;
         float4 h = *(const float4*)&s.h[stage][8 * n + lane / 4][4 * (lane % 4)];
         multiply_eight<X>(sums.products[n], left, h, lane);
@@ -218,7 +219,9 @@ __device__ __forceinline__ void work(const ExpandParams& p, Shared& s, const Chu
     bool per_route = p.output == PER_ROUTE;
 #pragma unroll
     for (u32 n = 0; n < PIECE / 8; n++) {
-        if (8 * n < step.count) add_eight(s, sums.products[n], step, 8 * n, per_route, column, lane);
+        if (8 * n >= step.count) continue;
+        add_eight(s, sums.products[n], step, 8 * n, per_route, column, lane);
+        sums.products[n][0] = sums.products[n][1] = Product{};
     }
     if (per_route) store_piece<X>(p, s, c, step, column, lane);
 }
@@ -254,12 +257,12 @@ template <class X> __device__ __forceinline__ void expand(const ExpandParams& p)
     if (c.tokens == 0) return;
     list_routes(p, s, c);
     list_pieces(s, c.count);
-    if (p.output == PER_ROUTE) {
-        if (!p.accumulate) clear_rows<X>(p, s, c);
-    } else {
-        for (u32 i = threadIdx.x; i < CHUNK_TOKENS * COLUMNS / 4; i += THREADS) {
-            ((float4*)s.acc)[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
-        }
+    if (p.output == PER_ROUTE && !p.accumulate) {
+        clear_rows<X>(p, s, c);
+        __syncthreads();
+    }
+    for (u32 i = threadIdx.x; i < CHUNK_TOKENS * COLUMNS / 4; i += THREADS) {
+        ((float4*)s.acc)[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     }
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = c.column + 32 * warp;
     bool worker = warp < WORKERS, idle = worker && column >= p.out_features;
@@ -268,7 +271,7 @@ template <class X> __device__ __forceinline__ void expand(const ExpandParams& p)
     now.open(s, 0);
     ahead = now;
     Block blocks[2];
-    Sums sums;
+    Sums sums = {};
     if (worker) {
         blocks[0] = load_b<X>(p, ahead, column, lane);
     } else {

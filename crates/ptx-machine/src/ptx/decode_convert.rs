@@ -1,8 +1,8 @@
 //! Moves, conversions, comparisons and selections.
 
-use super::decode::{Decoded, Decoder, Parts};
 use super::decode_alu::round;
 use super::op::{Cmp, Cvt, NONE, Op, PredOp, R, Round, Setp, Testp, Ty};
+use super::operands::{Decoded, Decoder, Parts};
 use super::parse::{Arg, Class};
 
 /// Decodes an instruction of this file.
