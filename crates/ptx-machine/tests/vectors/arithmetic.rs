@@ -429,3 +429,22 @@ fn comparisons_of_halves() {
         assert_eq!(out.iter().map(|word| word[lane]).collect::<Vec<_>>(), due, "{a:#x} {b:#x}");
     }
 }
+
+#[test]
+fn directed_quotients_and_roots() {
+    let down = |exact: f64| {
+        let near = exact as f32;
+        if f64::from(near) > exact { near.next_down() } else { near }
+    };
+    let input = lanes(|lane| (lane as f32 + 1.0).to_bits());
+    let body = "mov.b32 %f0, %i0; mov.f32 %f1, 0f40E00000; div.rz.f32 %f2, %f1, %f0; sqrt.rm.f32 %f3, %f0; rcp.rp.f32 %f4, %f0;
+         mov.b32 %o0, %f2; mov.b32 %o1, %f3; mov.b32 %o2, %f4;";
+    let out = run(body, &[input], 3);
+    for (lane, &quotient) in out[0].iter().enumerate() {
+        let value = lane as f64 + 1.0;
+        let below = down(1.0 / value);
+        let above = if f64::from(below) < 1.0 / value { below.next_up() } else { below };
+        let due = [down(7.0 / value), down(value.sqrt()), above].map(f32::to_bits);
+        assert_eq!([quotient, out[1][lane], out[2][lane]], due, "lane {lane}");
+    }
+}
