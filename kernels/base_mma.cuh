@@ -4,8 +4,9 @@
 //     y = D + bias, rounded once
 //
 // 1. A ring of three tiles in shared memory: two are on their way while one is multiplied, one barrier a tile.
-// 2. A tile's row is 64 bytes, four parts of 16; part c of row r lies at part c ^ (r / 2 % 4), so that eight rows of one
-//    part, which is what ldmatrix takes, lie in 32 different banks. y leaves through the same memory, swizzled alike.
+// 2. A tile's row is 64 bytes, four parts of 16; part c of row r lies at part c ^ (r / 2 % 4), so that eight rows of
+//    one part, which is what ldmatrix takes, lie in 32 different banks. y leaves through the same memory, swizzled
+//    alike.
 // 3. Rows of tokens and columns that are not there, and ks behind the row's end, are filled with zeros by the copy.
 #pragma once
 
@@ -126,8 +127,8 @@ __device__ __forceinline__ void multiply_all(Product (&sums)[4][4], Shared& s, c
 
 // D + bias, rounded, to shared memory: rows of 16 parts, part c of row r at c ^ r % 8.
 template <class X>
-__device__ __forceinline__ void round_tile(u32* tile, const Product (&sums)[4][4], const BaseParams& p, u32 o0, u32 row,
-                                           u32 column, u32 lane) {
+__device__ __forceinline__ void round_tile(u32* tile, const Product (&sums)[4][4], const BaseParams& p, u32 o0,
+                                           u32 row, u32 column, u32 lane) {
 #pragma unroll
     for (u32 n = 0; n < 4; n++) {
         u32 own = column + 8 * n + 2 * (lane % 4);
@@ -182,12 +183,14 @@ template <class X> __device__ __forceinline__ void base(const BaseParams& p) {
 
 } // namespace base_mma
 
-extern "C" __global__ void __launch_bounds__(base_mma::THREADS, base_mma::BLOCKS) base_mma_f16(const __grid_constant__ BaseParams p) {
+extern "C" __global__ void __launch_bounds__(base_mma::THREADS, base_mma::BLOCKS)
+base_mma_f16(const __grid_constant__ BaseParams p) {
     base_mma::base<f16>(p);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-extern "C" __global__ void __launch_bounds__(base_mma::THREADS, base_mma::BLOCKS) base_mma_bf16(const __grid_constant__ BaseParams p) {
+extern "C" __global__ void __launch_bounds__(base_mma::THREADS, base_mma::BLOCKS)
+base_mma_bf16(const __grid_constant__ BaseParams p) {
     base_mma::base<bf16>(p);
 }
 #endif
