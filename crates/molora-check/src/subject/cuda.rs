@@ -349,9 +349,11 @@ impl Subject for CudaSubject {
 
     fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
         let mut arrays = PlanArrays { sorted_routes: Vec::new(), expert_offsets: Vec::new() };
-        self.run(Ready::<f32>::new(&self.cuda, inputs)?, |ready| {
-            (arrays.sorted_routes, arrays.expert_offsets) = ready.plan.download(&self.cuda)?;
-            Ok(())
+        with_element!(inputs.case, X => {
+            self.run(Ready::<X>::new(&self.cuda, inputs)?, |ready| {
+                (arrays.sorted_routes, arrays.expert_offsets) = ready.plan.download(&self.cuda)?;
+                Ok(())
+            })
         })?;
         Ok(arrays)
     }
