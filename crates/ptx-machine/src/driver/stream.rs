@@ -171,7 +171,8 @@ extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: u32) -> i32
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn cuLaunchHostFunc(stream: usize, function: HostFunction, data: Host) -> i32 {
+extern "C" fn cuLaunchHostFunc(stream: usize, function: Option<HostFunction>, data: Host) -> i32 {
+    let Some(function) = function else { return Code::INVALID_VALUE.0 };
     let mut at_once = false;
     let code = in_context(|machine| {
         machine.check_stream(stream)?;

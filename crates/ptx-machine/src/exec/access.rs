@@ -1,10 +1,12 @@
-//! Loads, stores, atomics and asynchronous copies.
+//! Loads, stores and asynchronous copies.
 
-use super::warp::{Core, Long, Warp};
-use super::{CONSTANT_WINDOW, LOCAL_WINDOW, PARAM_WINDOW};
+use super::LOCAL_WINDOW;
+use super::registers::{Long, Warp};
+use super::warp::Core;
+use super::windows::{load_own, store_own};
 use crate::fault::{Kind, Trouble};
 use crate::memory::{Block, Lanes, SHARED_WINDOW, Values};
-use crate::ptx::op::{Access, Addr, AtomOp, NONE, Op, Round, SourceBytes, Space};
+use crate::ptx::op::{Access, Addr, NONE, Op, SourceBytes, Space};
 
 /// Each lane's address.
 #[inline]
@@ -28,7 +30,7 @@ pub fn addresses(warp: &Warp, addr: Addr) -> Long {
 }
 
 /// Lanes of a mask by what their generic addresses mean: global, shared, and windows of the machine's own.
-fn split(address: &Long, mask: u32) -> (u32, u32, u32) {
+pub fn split(address: &Long, mask: u32) -> (u32, u32, u32) {
     let at_least = |from: u64| {
         (0..32)
             .filter(|&lane| mask >> lane & 1 != 0 && address[lane] >= from)
@@ -39,17 +41,13 @@ fn split(address: &Long, mask: u32) -> (u32, u32, u32) {
 }
 
 /// Offsets in shared memory of generic addresses.
-fn shared_offsets(address: &Long) -> Long {
+pub fn shared_offsets(address: &Long) -> Long {
     address.map(|address| address.wrapping_sub(SHARED_WINDOW))
-}
-
-fn outside(lane: u32, address: u64, what: &str) -> Trouble {
-    Trouble { kind: Kind::OutOfBounds, lane, address: Some(address), detail: format!("outside of {what}") }
 }
 
 /// The space that decides where an access goes: addresses of windows may come without their space.
 #[inline]
-fn goes_to(space: Space, address: &Long, mask: u32) -> Space {
+pub fn goes_to(space: Space, address: &Long, mask: u32) -> Space {
     match space {
         Space::Global if address[mask.trailing_zeros() as usize & 31] < SHARED_WINDOW => Space::Global,
         Space::Shared => Space::Shared,
@@ -175,178 +173,8 @@ fn give(warp: &Warp, access: &Access, place: u16, index: usize, values: &mut Val
     }
 }
 
-fn each_lane(mask: u32) -> impl Iterator<Item = usize> {
+pub fn each_lane(mask: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |lane| mask >> lane & 1 != 0)
-}
-
-/// A lane's bytes in a window of the machine's own.
-fn window<'w>(
-    (params, constants, local): (&'w [u8], &'w [u8], &'w [u8]),
-    local_bytes: usize,
-    lane: usize,
-    address: u64,
-    bytes: u32,
-) -> Result<&'w [u8], Trouble> {
-    let (all, base, what) = match address {
-        PARAM_WINDOW.. => (params, PARAM_WINDOW, "the parameters"),
-        CONSTANT_WINDOW.. => (constants, CONSTANT_WINDOW, "the module's constants"),
-        _ => (&local[lane * local_bytes..(lane + 1) * local_bytes], LOCAL_WINDOW, "local memory"),
-    };
-    check_aligned(lane, address, bytes)?;
-    let at = (address - base) as usize;
-    all.get(at..at + bytes as usize).ok_or_else(|| outside(lane as u32, address, what))
-}
-
-fn check_aligned(lane: usize, address: u64, bytes: u32) -> Result<(), Trouble> {
-    if address.is_multiple_of(u64::from(bytes)) {
-        return Ok(());
-    }
-    let detail = format!("{bytes} bytes");
-    Err(Trouble { kind: Kind::Misaligned, lane: lane as u32, address: Some(address), detail })
-}
-
-fn load_own(core: &Core<'_>, warp: &Warp, lanes: &Lanes<'_>, out: &mut Values) -> Result<(), Trouble> {
-    for lane in each_lane(lanes.mask) {
-        let all = (core.params, core.constants, &warp.local[..]);
-        let bytes = window(all, warp.local_bytes, lane, lanes.address[lane], lanes.bytes)?;
-        let mut whole = [0; 16];
-        whole[..bytes.len()].copy_from_slice(bytes);
-        for (word, bytes) in out[lane].iter_mut().zip(whole.as_chunks().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-    }
-    Ok(())
-}
-
-/// Only local memory can be written.
-fn store_own(warp: &mut Warp, lanes: &Lanes<'_>, values: &Values) -> Result<(), Trouble> {
-    for lane in each_lane(lanes.mask) {
-        let address = lanes.address[lane];
-        if address >= CONSTANT_WINDOW {
-            return Err(outside(lane as u32, address, "what can be written"));
-        }
-        check_aligned(lane, address, lanes.bytes)?;
-        let local = &mut warp.local[lane * warp.local_bytes..(lane + 1) * warp.local_bytes];
-        let at = (address - LOCAL_WINDOW) as usize;
-        let to = local.get_mut(at..at + lanes.bytes as usize);
-        let to = to.ok_or_else(|| outside(lane as u32, address, "local memory"))?;
-        let mut whole = [0; 16];
-        for (bytes, word) in whole.chunks_exact_mut(4).zip(values[lane]) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        to.copy_from_slice(&whole[..to.len()]);
-    }
-    Ok(())
-}
-
-/// `atom` and `red`.
-pub fn atom(
-    core: &mut Core<'_>,
-    warp: &mut Warp,
-    memory: &mut Block,
-    op: &Op,
-    mask: u32,
-) -> Result<(), Trouble> {
-    let Op::Atom { space, f, bytes, d, addr, b, c, order, scope } = *op else { return Ok(()) };
-    let long = bytes == 8;
-    let address = addresses(warp, addr);
-    let operand = |place: u16| match long {
-        true => warp.longs[usize::from(place)],
-        false => warp.words[usize::from(place)].map(u64::from),
-    };
-    let (b, c) = (operand(b), operand(c));
-    let mut change = |lane: u32, old: u64| changed(f, bytes, old, b[lane as usize], c[lane as usize]);
-    let mut out: Values = [[0; 4]; 32];
-    let lanes = Lanes { warp: warp.id, mask, address: &address, bytes: u32::from(bytes) };
-    match goes_to(space, &address, mask) {
-        Space::Shared => memory.atomic_shared(&mut core.launch, &lanes, &mut change, &mut out)?,
-        Space::Global => {
-            memory.atomic_global(&mut core.launch, &lanes, order, scope, &mut change, &mut out)?;
-        }
-        _ => {
-            let (global, shared, own) = split(&address, mask);
-            if own != 0 {
-                let lane = own.trailing_zeros();
-                return Err(outside(lane, address[lane as usize], "global and shared memory"));
-            }
-            if global != 0 {
-                let lanes = Lanes { mask: global, ..lanes };
-                memory.atomic_global(&mut core.launch, &lanes, order, scope, &mut change, &mut out)?;
-            }
-            if shared != 0 {
-                let lanes = Lanes { mask: shared, address: &shared_offsets(&address), ..lanes };
-                memory.atomic_shared(&mut core.launch, &lanes, &mut change, &mut out)?;
-            }
-        }
-    }
-    if d != NONE {
-        for lane in each_lane(mask) {
-            match long {
-                true => {
-                    warp.longs[usize::from(d)][lane] = u64::from(out[lane][0]) | u64::from(out[lane][1]) << 32
-                }
-                false => warp.words[usize::from(d)][lane] = out[lane][0],
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What an atomic leaves behind; none where a compare fails.
-fn changed(f: AtomOp, bytes: u8, old: u64, b: u64, c: u64) -> Option<u64> {
-    let signed = |value: u64| if bytes == 8 { value as i64 } else { i64::from(value as i32) };
-    let single = |bits: u64| f32::from_bits(bits as u32);
-    let halves = |is_bf16: bool, shift: u32| {
-        let wide = |bits: u64| match is_bf16 {
-            true => f64::from(f32::from_bits(((bits >> shift) as u32 & 0xffff) << 16)),
-            false => f64::from(super::half::f16_to_f32((bits >> shift) as u16)),
-        };
-        u64::from(super::half::narrow(wide(old) + wide(b), is_bf16, Round::Nearest)) << shift
-    };
-    Some(match f {
-        AtomOp::Add => old.wrapping_add(b),
-        AtomOp::MinU => old.min(b),
-        AtomOp::MaxU => old.max(b),
-        AtomOp::MinS => {
-            if signed(old) <= signed(b) {
-                old
-            } else {
-                b
-            }
-        }
-        AtomOp::MaxS => {
-            if signed(old) >= signed(b) {
-                old
-            } else {
-                b
-            }
-        }
-        AtomOp::And => old & b,
-        AtomOp::Or => old | b,
-        AtomOp::Xor => old ^ b,
-        AtomOp::Exch => b,
-        AtomOp::Cas => return (old == b).then_some(c),
-        AtomOp::Inc => {
-            if old >= b {
-                0
-            } else {
-                old + 1
-            }
-        }
-        AtomOp::Dec => {
-            if old == 0 || old > b {
-                b
-            } else {
-                old - 1
-            }
-        }
-        AtomOp::AddF32 => u64::from((single(old) + single(b)).to_bits()),
-        AtomOp::AddF64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
-        AtomOp::AddF16 => halves(false, 0),
-        AtomOp::AddBf16 => halves(true, 0),
-        AtomOp::AddF16x2 => halves(false, 0) | halves(false, 16),
-        AtomOp::AddBf16x2 => halves(true, 0) | halves(true, 16),
-    })
 }
 
 /// `cp.async`.

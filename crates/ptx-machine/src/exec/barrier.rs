@@ -4,8 +4,8 @@
 //! count against a barrier, as on hardware. A barrier with no count expects the block's live threads; one with a count
 //! takes an aligned arrival as 32 threads, whatever the lanes that live.
 
-use super::alu::put;
 use super::grid::Block;
+use super::lanes::put;
 use super::warp::{Core, Stop};
 use crate::fault::Kind;
 use crate::ptx::op::{BarrierMode, NONE, Op};

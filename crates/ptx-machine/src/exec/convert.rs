@@ -1,9 +1,9 @@
 //! `cvt`: the common conversions as loops over lanes, the others a lane at a time.
 
-use super::alu::{each, put, put_long, two_versions};
 use super::float::{self, NAN, flush, to_format, to_integer};
 use super::half::{clamp, f16_to_f32, f32_to_bf16, f32_to_f16, narrow, widen};
-use super::warp::{Warp, Word};
+use super::lanes::{each, put, put_long, two_versions};
+use super::registers::{Warp, Word};
 use crate::ptx::op::{Cvt, Round, Ty};
 
 two_versions!(

@@ -3,8 +3,8 @@
 //! Arithmetic is IEEE's, with one rounding. NaN results of f32 are PTX's one NaN. The approximate functions (`ex2`, `lg2`,
 //! `sin`, `cos`, `tanh`, `rsqrt` and so on) are computed as exactly as the standard library does: closer than hardware.
 
-use super::alu::{each, put, put_long, two_versions};
-use super::warp::{Warp, Word};
+use super::lanes::{each, put, put_long, two_versions};
+use super::registers::{Warp, Word};
 use crate::ptx::op::{FloatOp, Op, Round};
 
 /// f32's NaN.

@@ -2,7 +2,8 @@
 
 use super::barrier::{self, Barriers};
 use super::random::Random;
-use super::warp::{self, Core, Outcome, Stop, Warp};
+use super::registers::{Place, Warp};
+use super::warp::{self, Core, Outcome, Stop};
 use super::{MAX_SHARED, Setup};
 use crate::counters::Counters;
 use crate::fault::{Fault, Kind, Trouble};
@@ -85,12 +86,10 @@ fn check(kernel: &Kernel, setup: &Setup) -> Result<(), String> {
 }
 
 fn shared_bytes(kernel: &Kernel, setup: &Setup) -> u32 {
-    // Dynamic memory begins at a multiple of 16, wherever static memory ends.
-    let start = kernel.static_shared_bytes.next_multiple_of(16);
-    if setup.dynamic_shared == 0 {
-        return kernel.static_shared_bytes;
+    match setup.dynamic_shared {
+        0 => kernel.static_shared_bytes,
+        bytes => kernel.dynamic_shared_at.saturating_add(bytes),
     }
-    start.saturating_add(setup.dynamic_shared)
 }
 
 pub fn run(module: &Module, name: &str, setup: &Setup, device: &mut Device) -> Result<Counters, Fault> {
@@ -134,7 +133,7 @@ impl Grid<'_> {
         let at = [index % x, index / x % y, index / x / y];
         let threads: u32 = self.setup.block.iter().product();
         let shared = shared_bytes(self.kernel, self.setup);
-        let place = warp::Place { block: self.setup.block, at, grid: self.setup.grid, shared };
+        let place = Place { block: self.setup.block, at, grid: self.setup.grid, shared };
         let warps = (0..threads.div_ceil(32))
             .map(|id| {
                 let mut warp = self.spare.pop().unwrap_or_default();

@@ -2,9 +2,9 @@
 //!
 //! Sums and products of two halves are exact in f64, and so are their sums rounded to odd, so each result is rounded once.
 
-use super::alu::{put, two_versions};
 use super::float::{self, to_format};
-use super::warp::{Warp, Word};
+use super::lanes::{put, two_versions};
+use super::registers::{Warp, Word};
 use crate::ptx::op::{FloatOp, Op, Round, Ty};
 use half::{bf16, f16};
 

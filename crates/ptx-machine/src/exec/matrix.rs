@@ -9,9 +9,11 @@
 //! tf32 has one element a register: column t (and t + 4).
 
 use super::access::addresses;
-use super::alu::two_versions;
+use super::float::NAN;
 use super::half::{f16_to_f32, narrow};
-use super::warp::{Core, Warp};
+use super::lanes::{each, two_versions};
+use super::registers::{Warp, Word};
+use super::warp::Core;
 use crate::fault::Trouble;
 use crate::memory::{Block, Lanes, SHARED_WINDOW, Values};
 use crate::ptx::op::{Mma, MmaTy, Op, R, Round};
@@ -49,114 +51,146 @@ pub fn transpose(warp: &mut Warp, d: R, a: R) {
     });
 }
 
-/// One or two elements of a register, as f32.
-#[inline]
-fn elements(ty: MmaTy, bits: u32) -> [f32; 2] {
+/// A register's elements, each lane's first and second; tf32 has no second.
+#[inline(always)]
+fn elements(ty: MmaTy, word: &Word) -> [[f32; 32]; 2] {
     match ty {
-        MmaTy::F16 => [f16_to_f32(bits as u16), f16_to_f32((bits >> 16) as u16)],
-        MmaTy::Bf16 => [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)],
+        MmaTy::F16 => {
+            [each!(x in word => f16_to_f32(x as u16)), each!(x in word => f16_to_f32((x >> 16) as u16))]
+        }
+        MmaTy::Bf16 => {
+            [each!(x in word => f32::from_bits(x << 16)), each!(x in word => f32::from_bits(x & 0xffff_0000))]
+        }
         // The lower bits of a tf32 are not looked at.
-        MmaTy::Tf32 => [f32::from_bits(bits & 0xffff_e000), 0.0],
+        MmaTy::Tf32 => [each!(x in word => f32::from_bits(x & 0xffff_e000)), [0.0; 32]],
     }
 }
 
-/// The operands of one operation: A by columns and B by rows, so that a product's loop runs along rows of D.
-pub struct Operands {
+/// One operation's matrices: A by rows, B by rows, and C, which becomes D.
+#[derive(Default)]
+pub struct Tiles {
     a: [[f64; 16]; 16],
     b: [[f64; 8]; 16],
+    c: [[f64; 8]; 16],
 }
 
-impl Operands {
-    fn gather(warp: &Warp, mma: &Mma) -> Self {
-        let mut out = Self { a: [[0.0; 16]; 16], b: [[0.0; 8]; 16] };
-        let each = if mma.ty == MmaTy::Tf32 { 1 } else { 2 };
+impl Tiles {
+    #[inline(always)]
+    fn gather(&mut self, warp: &Warp, mma: &Mma) {
+        let tf32 = mma.ty == MmaTy::Tf32;
+        let each = if tf32 { 1 } else { 2 };
         for (register, place) in mma.a.iter().enumerate() {
-            let word = &warp.words[usize::from(*place)];
-            for (lane, &bits) in word.iter().enumerate() {
-                let (row, k) = (lane / 4 + 8 * (register % 2), each * (lane % 4 + 4 * (register / 2)));
-                for (index, value) in elements(mma.ty, bits)[..each].iter().enumerate() {
-                    out.a[row][k + index] = f64::from(*value);
+            let [first, second] = elements(mma.ty, &warp.words[usize::from(*place)]);
+            for lane in 0..32 {
+                let row = &mut self.a[lane / 4 + 8 * (register % 2)];
+                let k = (each * (lane % 4 + 4 * (register / 2))) & 15;
+                row[k] = f64::from(first[lane]);
+                if !tf32 {
+                    row[k | 1] = f64::from(second[lane]);
                 }
             }
         }
         for (register, place) in mma.b.iter().enumerate() {
-            let word = &warp.words[usize::from(*place)];
-            for (lane, &bits) in word.iter().enumerate() {
-                let k = each * (lane % 4 + 4 * register);
-                for (index, value) in elements(mma.ty, bits)[..each].iter().enumerate() {
-                    out.b[k + index][lane / 4] = f64::from(*value);
+            let [first, second] = elements(mma.ty, &warp.words[usize::from(*place)]);
+            for lane in 0..32 {
+                let k = (each * (lane % 4 + 4 * register)) & 15;
+                self.b[k][lane / 4] = f64::from(first[lane]);
+                if !tf32 {
+                    self.b[k | 1][lane / 4] = f64::from(second[lane]);
                 }
             }
         }
-        out
+        for (register, place) in mma.c.iter().enumerate() {
+            let word = &warp.words[usize::from(*place)];
+            for (lane, &bits) in word.iter().enumerate() {
+                let column = 2 * (lane % 4);
+                if mma.half_c {
+                    let row = &mut self.c[lane / 4 + 8 * (register & 1)];
+                    row[column] = f64::from(f16_to_f32(bits as u16));
+                    row[column + 1] = f64::from(f16_to_f32((bits >> 16) as u16));
+                } else {
+                    let row = &mut self.c[lane / 4 + 8 * ((register / 2) & 1)];
+                    row[column + register % 2] = f64::from(f32::from_bits(bits));
+                }
+            }
+        }
     }
 
     /// The share of the tile that is no padding: rows of A and columns of B that are not all 0, and k where either is not.
-    fn useful(&self, k: usize) -> f64 {
-        let rows = self.a.iter().filter(|row| row.iter().any(|&x| x != 0.0)).count();
-        let columns = (0..8).filter(|&column| self.b.iter().any(|row| row[column] != 0.0)).count();
-        let depth = (0..k)
-            .filter(|&k| self.a.iter().any(|row| row[k] != 0.0) || self.b[k].iter().any(|&x| x != 0.0))
-            .count();
-        (rows * columns * depth) as f64 / (16 * 8 * k) as f64
+    #[inline(always)]
+    fn useful(&self, depth: usize) -> f64 {
+        let (mut rows, mut in_a, mut in_b, mut columns) = (0, [false; 16], [false; 16], [false; 8]);
+        for row in &self.a {
+            let mut any = false;
+            for (k, value) in row.iter().enumerate() {
+                any |= *value != 0.0;
+                in_a[k] |= *value != 0.0;
+            }
+            rows += usize::from(any);
+        }
+        for (row, in_b) in self.b.iter().zip(&mut in_b) {
+            for (column, value) in row.iter().enumerate() {
+                *in_b |= *value != 0.0;
+                columns[column] |= *value != 0.0;
+            }
+        }
+        let used = in_a.iter().zip(&in_b).filter(|(a, b)| **a || **b).count();
+        let columns = columns.iter().filter(|column| **column).count();
+        (rows * columns * used) as f64 / (16 * 8 * depth) as f64
     }
-}
 
-/// `mma`: for each element of D the exact products added in f64 in ascending k, then C, then one rounding.
-pub fn mma(core: &mut Core<'_>, warp: &mut Warp, mma: &Mma) {
-    let depth = mma.k as usize;
-    let operands = Operands::gather(warp, mma);
-    core.mma_issued += 1;
-    core.mma_useful += operands.useful(depth);
-    let mut product = [[0.0; 8]; 16];
-    multiply(core.fast, &operands, depth, &mut product);
-    let mut c = [[0_u32; 32]; 4];
-    for (word, &place) in c.iter_mut().zip(&mma.c) {
-        *word = warp.words[usize::from(place)];
-    }
-    let mut out = [[0_u32; 32]; 4];
-    for lane in 0..32 {
-        let (group, column) = (lane / 4, 2 * (lane % 4));
-        for index in 0..4 {
-            let sum = product[group + 8 * (index / 2)][column + index % 2];
-            let old = match mma.half_c {
-                true => f16_to_f32((c[index / 2][lane] >> (16 * (index % 2))) as u16),
-                false => f32::from_bits(c[index][lane]),
-            };
-            let sum = sum + f64::from(old);
-            match mma.half_d {
-                true => {
-                    out[index / 2][lane] |=
-                        u32::from(narrow(sum, false, Round::Nearest)) << (16 * (index % 2))
+    /// Products are exact in f64; each element of D is their sum in ascending k, then C, rounded once more on its way out.
+    #[inline(always)]
+    fn multiply(&mut self, depth: usize) {
+        for (a, c) in self.a.iter().zip(&mut self.c) {
+            let mut sum = [0.0; 8];
+            for (a, b) in a.iter().zip(&self.b).take(depth) {
+                for column in 0..8 {
+                    sum[column] += a * b[column];
                 }
-                false => out[index][lane] = single(sum),
+            }
+            for column in 0..8 {
+                c[column] += sum[column];
             }
         }
     }
-    for (place, word) in mma.d.iter().zip(&out) {
-        warp.words[usize::from(*place)] = *word;
+
+    #[inline(always)]
+    fn scatter(&self, warp: &mut Warp, mma: &Mma) {
+        for (register, place) in mma.d.iter().enumerate() {
+            let mut word = [0; 32];
+            for (lane, bits) in word.iter_mut().enumerate() {
+                let column = 2 * (lane % 4);
+                *bits = if mma.half_d {
+                    let row = &self.c[lane / 4 + 8 * (register & 1)];
+                    let half = |value: f64| u32::from(narrow(value, false, Round::Nearest));
+                    half(row[column]) | half(row[column + 1]) << 16
+                } else {
+                    let value = self.c[lane / 4 + 8 * ((register / 2) & 1)][column + register % 2] as f32;
+                    if value.is_nan() { NAN } else { value.to_bits() }
+                };
+            }
+            warp.words[usize::from(*place)] = word;
+        }
     }
+}
+
+/// `mma`.
+pub fn mma(core: &mut Core<'_>, warp: &mut Warp, mma: &Mma) {
+    core.mma_issued += 1;
+    execute(core.fast, warp, mma, &mut core.mma_useful);
 }
 
 two_versions!(
-    /// The sums of products.
-    multiply, multiply_fast, multiply_body, (operands: &Operands, depth: usize, out: &mut [[f64; 8]; 16])
+    /// Executes an operation and adds its useful share.
+    execute, execute_fast, execute_body, (warp: &mut Warp, mma: &Mma, useful: &mut f64)
 );
 
 #[inline(always)]
-fn multiply_body(operands: &Operands, depth: usize, out: &mut [[f64; 8]; 16]) {
-    for (a, out) in operands.a.iter().zip(out) {
-        let mut sum = [0.0; 8];
-        for (a, b) in a.iter().zip(&operands.b).take(depth) {
-            // The product of two halves is exact, so a fused and a plain sum are the same.
-            for (sum, b) in sum.iter_mut().zip(b) {
-                *sum += a * b;
-            }
-        }
-        *out = sum;
-    }
-}
-
-fn single(value: f64) -> u32 {
-    if value.is_nan() { super::float::NAN } else { (value as f32).to_bits() }
+fn execute_body(warp: &mut Warp, mma: &Mma, useful: &mut f64) {
+    let mut tiles = Tiles::default();
+    tiles.gather(warp, mma);
+    *useful += tiles.useful(mma.k as usize);
+    tiles.multiply(mma.k as usize);
+    tiles.scatter(warp, mma);
 }

@@ -1,23 +1,30 @@
 //! Blocks, warps and lanes.
 //!
 //! - `grid` starts blocks, gives their warps turns and ends launches; `barrier` holds what a block's warps wait at;
-//! - `warp` runs one warp: which lanes go on together, where they part and meet again;
-//! - `alu`, `float`, `half`, `convert`, `access`, `shuffle` and `matrix` execute instructions.
+//! - `warp` runs one warp: which lanes go on together, where they part and meet again; `registers` are what it has;
+//! - `alu`, `int`, `compare`, `float`, `half` and `convert` compute, `lanes` is what they share;
+//! - `access`, `atomic` and `windows` go to memory; `shuffle` and `matrix` work across the lanes.
 //!
 //! Each lane has a program counter. Of the lanes that can go on, those at the lowest one run; lanes meet again where their
 //! counters are equal. Every launch with the same seed executes in the same order.
 
 mod access;
 mod alu;
+mod atomic;
 mod barrier;
+mod compare;
 mod convert;
 mod float;
 mod grid;
 mod half;
+mod int;
+mod lanes;
 mod matrix;
 mod random;
+mod registers;
 mod shuffle;
 mod warp;
+mod windows;
 
 use crate::counters::Counters;
 use crate::fault::Fault;

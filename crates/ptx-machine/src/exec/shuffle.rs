@@ -1,7 +1,8 @@
 //! Instructions among the lanes of a warp that name their members by a mask.
 
-use super::alu::put;
-use super::warp::{Core, Stop, Warp, step};
+use super::lanes::put;
+use super::registers::Warp;
+use super::warp::{Core, Stop, step};
 use crate::fault::{Kind, Trouble};
 use crate::memory;
 use crate::ptx::op::{IntOp, NONE, Op, R, ShflMode, VoteMode};

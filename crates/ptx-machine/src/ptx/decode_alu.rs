@@ -1,7 +1,7 @@
 //! Arithmetic on integers, floats and halves.
 
-use super::decode::{Decoded, Decoder, Parts};
 use super::op::{FloatOp, IntOp, MixOp, Narrow, Op, PredOp, R, Round, Ty};
+use super::operands::{Decoded, Decoder, Parts};
 
 /// Decodes an arithmetic instruction.
 pub fn decode<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Op> {

@@ -253,6 +253,7 @@ fn entry<'a>(cursor: &mut Cursor<'_, 'a>, globals: &Globals<'a>) -> Result<Kerne
         params: Vec::new(),
         param_bytes: 0,
         static_shared_bytes: 0,
+        dynamic_shared_at: 0,
         uses_dynamic_shared: false,
         local_bytes: 0,
         max_threads: None,

@@ -29,16 +29,16 @@ fn sums_and_products() {
     check("add.s32 %o0, %i0, %i1;", unsigned(|a, b, _| a.wrapping_add(b)));
     check("sub.u32 %o0, %i0, %i1;", unsigned(|a, b, _| a.wrapping_sub(b)));
     check("mul.lo.s32 %o0, %i0, %i1;", unsigned(|a, b, _| a * b));
-    check("mul.hi.u32 %o0, %i0, %i1;", unsigned(|a, b, _| a * b >> 32));
-    check("mul.hi.s32 %o0, %i0, %i1;", signed(|a, b, _| a * b >> 32));
+    check("mul.hi.u32 %o0, %i0, %i1;", unsigned(|a, b, _| (a * b) >> 32));
+    check("mul.hi.s32 %o0, %i0, %i1;", signed(|a, b, _| (a * b) >> 32));
     check("mad.lo.s32 %o0, %i0, %i1, %i2;", unsigned(|a, b, c| (a * b).wrapping_add(c)));
-    check("mad.hi.s32 %o0, %i0, %i1, %i2;", signed(|a, b, c| (a * b >> 32) + c));
-    check("mad.hi.u32 %o0, %i0, %i1, %i2;", unsigned(|a, b, c| (a * b >> 32) + c));
+    check("mad.hi.s32 %o0, %i0, %i1, %i2;", signed(|a, b, c| ((a * b) >> 32) + c));
+    check("mad.hi.u32 %o0, %i0, %i1, %i2;", unsigned(|a, b, c| ((a * b) >> 32) + c));
     check("mul24.lo.u32 %o0, %i0, %i1;", unsigned(|a, b, _| (a & 0xff_ffff) * (b & 0xff_ffff)));
     check("sad.s32 %o0, %i0, %i1, %i2;", signed(|a, b, c| (a - b).abs() + c));
     check("sad.u32 %o0, %i0, %i1, %i2;", unsigned(|a, b, c| a.abs_diff(b) + c));
     check("mul.wide.u32 %d0, %i0, %i1; cvt.u32.u64 %o0, %d0;", unsigned(|a, b, _| a * b));
-    check("mul.wide.s32 %d0, %i0, %i1; mov.b64 {%r0, %o0}, %d0;", signed(|a, b, _| a * b >> 32));
+    check("mul.wide.s32 %d0, %i0, %i1; mov.b64 {%r0, %o0}, %d0;", signed(|a, b, _| (a * b) >> 32));
     check(
         "cvt.u64.u32 %d1, %i2; mad.wide.s32 %d0, %i0, %i1, %d1; shr.s64 %d0, %d0, 32; cvt.u32.u64 %o0, %d0;",
         |a, b, c| ((i64::from(a as i32) * i64::from(b as i32)).wrapping_add(i64::from(c)) >> 32) as u32,
@@ -156,7 +156,7 @@ fn sixteen_bits() {
     check("add.s16 %h2, %h0, %h1;", &u16::wrapping_add);
     check("sub.s16 %h2, %h0, -1;", &|a, _| a.wrapping_add(1));
     check("mul.lo.s16 %h2, %h0, %h1;", &u16::wrapping_mul);
-    check("mul.hi.s16 %h2, %h0, %h1;", &|a, b| (i32::from(a as i16) * i32::from(b as i16) >> 16) as u16);
+    check("mul.hi.s16 %h2, %h0, %h1;", &|a, b| ((i32::from(a as i16) * i32::from(b as i16)) >> 16) as u16);
     check("min.s16 %h2, %h0, %h1;", &|a, b| (a as i16).min(b as i16) as u16);
     check("shr.s16 %h2, %h0, 3;", &|a, _| (a as i16 >> 3) as u16);
     check("shr.u16 %h2, %h0, 3;", &|a, _| a >> 3);
@@ -326,7 +326,7 @@ fn comparisons_with_nan() {
     type Test = fn(f32, f32) -> bool;
     let tests: [(&str, Test); 14] = [
         ("eq", |a, b| a == b),
-        ("ne", |a, b| a < b || a > b),
+        ("ne", |a, b| a != b),
         ("lt", |a, b| a < b),
         ("le", |a, b| a <= b),
         ("gt", |a, b| a > b),
@@ -403,4 +403,29 @@ fn halves() {
     let out = run("neg.bf16x2 %o0, %i0; abs.f16x2 %o1, %i0;", &inputs[..1], 2);
     assert!((0..32).all(|lane| out[0][lane] == inputs[0][lane] ^ 0x8000_8000));
     assert!((0..32).all(|lane| out[1][lane] == inputs[0][lane] & 0x7fff_7fff));
+}
+
+#[test]
+fn comparisons_of_halves() {
+    let inputs: Vec<Word> =
+        (0..2_u32).map(|seed| lanes(|lane| spread(seed + 3)[lane as usize % 7])).collect();
+    let body = "set.le.f16x2.f16x2 %o0, %i0, %i1; setp.gt.f16x2 %p0|%p1, %i0, %i1; selp.u32 %o1, 1, 0, %p0; selp.u32 %o2, 1, 0, %p1;
+         { .reg.b16 a,b,c; .reg.pred p; mov.b32 {a, _}, %i0; mov.b32 {b, _}, %i1; set.neu.bf16.bf16 c, a, b; cvt.u32.u16 %o3, c;
+           setp.lt.f16 p, a, b; selp.u32 %o4, 1, 0, p; }";
+    let out = run(body, &inputs, 5);
+    for lane in 0..32 {
+        let (a, b) = (inputs[0][lane], inputs[1][lane]);
+        let half = |bits: u32, shift: u32| f16::from_bits((bits >> shift) as u16);
+        let (low, high) = ((half(a, 0), half(b, 0)), (half(a, 16), half(b, 16)));
+        let one = |on: bool, bits: u32| if on { bits } else { 0 };
+        let bf16s = (bf16::from_bits(a as u16), bf16::from_bits(b as u16));
+        let due = [
+            one(low.0 <= low.1, 0x3c00) | one(high.0 <= high.1, 0x3c00_0000),
+            one(low.0 > low.1, 1),
+            one(high.0 > high.1, 1),
+            one(bf16s.0 != bf16s.1, 0x3f80),
+            one(low.0 < low.1, 1),
+        ];
+        assert_eq!(out.iter().map(|word| word[lane]).collect::<Vec<_>>(), due, "{a:#x} {b:#x}");
+    }
 }

@@ -104,7 +104,7 @@ pub fn spread(seed: u32) -> Word {
             state ^= state << 13;
             state ^= state >> 17;
             state ^= state << 5;
-            if (lane + seed) % 3 == 0 { EDGES[(state % 10) as usize] } else { state }
+            if (lane + seed).is_multiple_of(3) { EDGES[(state % 10) as usize] } else { state }
         })
         .collect()
 }

@@ -27,10 +27,10 @@ fn fragment(
 ) -> Vec<Word> {
     let each = if matches!(ty, "f16" | "bf16") { 2 } else { 1 };
     let mut out = vec![vec![0; 32]; elements / each];
-    for lane in 0..32 {
-        for i in 0..elements {
+    for i in 0..elements {
+        for (lane, bits) in out[i / each].iter_mut().enumerate() {
             let (row, column) = place(lane, i);
-            out[i / each][lane] |= encode(ty, matrix(row, column)) << (16 * (i % each));
+            *bits |= encode(ty, matrix(row, column)) << (16 * (i % each));
         }
     }
     out
