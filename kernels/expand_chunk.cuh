@@ -1,12 +1,12 @@
-// What expand on tensor cores knows of a chunk of the plan: lists of its routes in shared memory, and the walk over them.
+// A chunk of the plan as expand on tensor cores walks over it: lists of its routes in shared memory, its steps, and
+// what warps 4 to 7 bring for them.
 #pragma once
 
-#include "common.cuh"
+#include "mma.cuh"
 
 namespace expand_mma {
 
 constexpr u32 THREADS = 256, WORKERS = 4, COLUMNS = 128, PIECE = 32, RANKS = 16, STAGES = 4;
-
 constexpr u32 WORDS = CHUNK_ROUTES / 32;
 
 // What the lists are made from; it lies where acc will.
@@ -23,11 +23,12 @@ struct Draft {
 
 struct Shared {
     union {
-        float acc[CHUNK_TOKENS][COLUMNS];
+        alignas(16) float acc[CHUNK_TOKENS][COLUMNS];
         Draft draft;
     };
-    float h[STAGES][PIECE][RANKS];
-    uint2 pieces[CHUNK_ROUTES];          // x: place, routes << 9, whether a token repeats << 15, rank << 16; y: row of B
+    alignas(16) float h[STAGES][PIECE][RANKS];
+    // x: place, routes << 9, whether a token repeats << 15, rank << 16; y: row of B
+    uint2 pieces[CHUNK_ROUTES];
     unsigned short routes[CHUNK_ROUTES]; // by place: route in the chunk, its token in the chunk << 9
     float factors[CHUNK_ROUTES];         // by place
     u32 touched[2];                      // a bit per token that has an adapter
@@ -159,5 +160,42 @@ struct Step {
         if (k >= rank) open(s, piece + 1);
     }
 };
+
+// h of a step, f32: 128 threads, 16 bytes each. Zeros behind the rank: what stands there in h is not h.
+__device__ __forceinline__ void stage_h(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step,
+                                        u32 stage) {
+    u32 i = (threadIdx.x - 32 * WORKERS) / 4, r = 4 * (threadIdx.x % 4);
+    if (i < (step.count + 7) / 8 * 8) {
+        const float* from = p.h;
+        u32 ranks = 0;
+        if (i < step.count && step.k + r < step.rank) {
+            u32 route = s.routes[step.begin + i];
+            u32 row = p.output == RANK_SUM ? c.t0 + (route >> 9) : c.n0 + (route & 0x1ff);
+            from += (size_t)row * p.h_stride + step.k + r;
+            ranks = min(step.rank - step.k - r, 4u);
+        }
+        float* to = &s.h[stage][i][r];
+        if (p.h_vector) {
+            copy16(to, from, 4 * ranks);
+        } else {
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) copy4(to + j, j < ranks ? from + j : from, j < ranks);
+        }
+    }
+    end_group();
+}
+
+// Asks for all of the chunk's B: one step ahead hides the second-level cache, not memory behind it.
+template <class X> __device__ __forceinline__ void fetch_b(const ExpandParams& p, const Shared& s, const Chunk& c) {
+    u32 lane = threadIdx.x % 32, column = c.column + 64 * (lane % 2);
+    for (u32 i = threadIdx.x / 32 - WORKERS; i < s.piece_count; i += WORKERS) {
+        Step step;
+        step.open(s, i);
+        for (u32 r = lane / 2; column < p.b_stride && r < step.rank; r += 16) {
+            const X* at = (const X*)p.b + (size_t)(step.row + r) * p.b_stride + column;
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        }
+    }
+}
 
 } // namespace expand_mma

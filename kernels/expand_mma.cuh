@@ -1,4 +1,5 @@
-// Expand on tensor cores: y_t (+)= sum of factor B h_n over token t's routes, for a chunk of the plan and 128 columns.
+// Expand on tensor cores: y_t (+)= sum of factor B h_n over token t's routes, for a chunk of the plan and 128
+// columns.
 //
 //     for each piece of the chunk (up to 32 routes of one expert), for each 16 ranks of it:
 //         D[column][route] += B[rank][column] h[route][rank]
@@ -7,45 +8,21 @@
 //
 // 1. Columns are M and routes N: an expert's 12 routes fill 16 columns. Warps 0 to 3 own 32 columns of y each and
 //    multiply; warps 4 to 7 bring h, three steps ahead, into a ring in shared memory. One barrier a step.
-// 2. B goes from global memory to registers, one step ahead, 8 bytes a lane: lane (g, q) takes columns 4 g .. 4 g + 3 of
-//    ranks 4 q .. 4 q + 3, whole sectors, every element once, and pairs the ranks by byte permutes. The columns that a
-//    product's rows stand for are free: D's four rows of a lane are its four columns.
-// 3. D is dealt out so that eight neighbouring lanes hold one route's 32 columns: 16 bytes a lane and one row of acc in
-//    every wavefront, whatever the tokens are. A route of another lane may be of the same token only where an
+// 2. B goes from global memory to registers, one step ahead, 8 bytes a lane: lane (g, q) takes columns 4 g .. 4 g + 3
+//    of ranks 4 q .. 4 q + 3, whole sectors, every element once, and pairs the ranks by byte permutes. The columns
+//    that a product's rows stand for are free: D's four rows of a lane are its four columns.
+// 3. D is dealt out so that eight neighbouring lanes hold one route's 32 columns: 16 bytes a lane and one row of acc
+//    in every wavefront, whatever the tokens are. A route of another lane may be of the same token only where an
 //    expert stands twice in a token's list: such pieces add one route after the other.
-// 4. acc is written by the warp that owns the columns, pieces follow one another in ascending order of experts: a fixed
-//    order, and a token's bits do not depend on the rest of its batch.
-// 5. h is rounded to the element once, as the product's operand. f16 has not h's range: there each route's 16 ranks are
-//    scaled by a power of two, exactly, and the product is scaled back.
+// 4. acc is written by the warp that owns the columns, pieces follow one another in ascending order of experts: a
+//    fixed order, and a token's bits do not depend on the rest of its batch.
+// 5. h is rounded to the element once, as the product's operand. f16 has not h's range: there each route's 16 ranks
+//    are scaled by a power of two, exactly, and the product is scaled back.
 #pragma once
 
 #include "expand_chunk.cuh"
-#include "mma.cuh"
 
 namespace expand_mma {
-
-// h of a step, f32: 128 threads, 16 bytes each. Zeros behind the rank: what stands there in h is not h.
-__device__ __forceinline__ void stage_h(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step, u32 stage) {
-    u32 i = (threadIdx.x - 32 * WORKERS) / 4, r = 4 * (threadIdx.x % 4);
-    if (i < (step.count + 7) / 8 * 8) {
-        const float* from = p.h;
-        u32 ranks = 0;
-        if (i < step.count && step.k + r < step.rank) {
-            u32 route = s.routes[step.begin + i];
-            u32 row = p.output == RANK_SUM ? c.t0 + (route >> 9) : c.n0 + (route & 0x1ff);
-            from += (size_t)row * p.h_stride + step.k + r;
-            ranks = min(step.rank - step.k - r, 4u);
-        }
-        float* to = &s.h[stage][i][r];
-        if (p.h_vector) {
-            copy16(to, from, 4 * ranks);
-        } else {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) copy4(to + j, j < ranks ? from + j : from, j < ranks);
-        }
-    }
-    end_group();
-}
 
 // Columns 4 g .. 4 g + 3 of ranks 4 q .. 4 q + 3.
 struct Block {
@@ -64,19 +41,6 @@ __device__ __forceinline__ Block load_b(const ExpandParams& p, const Step& step,
         block.ranks[j] = inside ? __ldg((const uint2*)(from + (size_t)j * p.b_stride)) : make_uint2(0, 0);
     }
     return block;
-}
-
-// Asks for all of the chunk's B: one step ahead hides the second-level cache, not memory behind it.
-template <class X> __device__ __forceinline__ void fetch_b(const ExpandParams& p, const Shared& s, const Chunk& c) {
-    u32 lane = threadIdx.x % 32, column = c.column + 64 * (lane % 2);
-    for (u32 i = threadIdx.x / 32 - WORKERS; i < s.piece_count; i += WORKERS) {
-        Step step;
-        step.open(s, i);
-        for (u32 r = lane / 2; column < p.b_stride && r < step.rank; r += 16) {
-            const X* at = (const X*)p.b + (size_t)(step.row + r) * p.b_stride + column;
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-        }
-    }
 }
 
 // Rows g and g + 8 of the first product are columns 4 g and 4 g + 1, of the second 4 g + 2 and 4 g + 3.
@@ -130,7 +94,7 @@ __device__ __forceinline__ void multiply_eight(Product (&sums)[2], const Left (&
     }
 }
 
-// A lane's share of eight routes of D: four columns of two routes, as eight neighbouring lanes hold one route's columns.
+// A lane's share of eight routes of D: four columns of two routes; eight neighbouring lanes hold a route's columns.
 struct Pair {
     float d[2][4], factors[2];
     float4* to[2];
@@ -227,7 +191,8 @@ __device__ __forceinline__ void work(const ExpandParams& p, Shared& s, const Chu
 }
 
 // Rows of z that no adapter writes.
-template <class X> __device__ __forceinline__ void clear_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
+template <class X>
+__device__ __forceinline__ void clear_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
     u32 column = c.column + 4 * (threadIdx.x % 32);
     if (column >= p.out_features) return;
     for (u32 i = threadIdx.x / 32; i < c.count; i += THREADS / 32) {
@@ -239,7 +204,8 @@ template <class X> __device__ __forceinline__ void clear_rows(const ExpandParams
     }
 }
 
-template <class X> __device__ __forceinline__ void store_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
+template <class X>
+__device__ __forceinline__ void store_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
     u32 own = 4 * (threadIdx.x % 32), column = c.column + own;
     if (column >= p.out_features) return;
     for (u32 t = threadIdx.x / 32; t < c.tokens; t += THREADS / 32) {

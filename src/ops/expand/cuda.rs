@@ -47,8 +47,8 @@ impl Cuda {
         for (name, len) in [("h", h.len()), ("y", y.len())] {
             word(OP, name, len)?;
         }
-        if plan.sizes().routes() == 0 && !sizes.accumulate {
-            return self.zero_rows(sizes, y);
+        if plan.sizes().routes() == 0 {
+            return if sizes.accumulate { Ok(()) } else { self.zero_rows(sizes, y) };
         }
         let elements = (Y::TYPE, slots.sizes().element);
         let launch = grid(sizes, elements, (pool.live(), plan.layout.chunks), &self.offer());

@@ -1,10 +1,10 @@
 //! Moves, predicates, selections and bits; integers and comparisons by way of their files.
 
-use super::compare::{combined, compare};
+use super::compare::{combined, compare, compare_upper};
 use super::int::{bfi, int, long, mix, narrow_int};
 use super::lanes::{each, holds, put, put_long, two_versions};
 use super::registers::{Long, Warp, Word};
-use crate::ptx::op::{NONE, Narrow, Op, PredOp, Testp};
+use crate::ptx::op::{NONE, Narrow, Op, PredOp, Testp, Ty};
 
 two_versions!(
     /// Executes an instruction of this file.
@@ -40,7 +40,10 @@ fn body(op: &Op, warp: &mut Warp, mask: u32) {
         }
         Op::Setp(ref test) => {
             let found = compare(test, warp);
-            let (yes, no) = combined(test, warp, found);
+            let (yes, mut no) = combined(test, warp, found);
+            if matches!(test.ty, Ty::F16x2 | Ty::Bf16x2) {
+                no = combined(test, warp, compare_upper(test, warp)).0;
+            }
             set_pred(warp, test.p, yes, mask);
             if test.q != NONE {
                 set_pred(warp, test.q, no, mask);
@@ -176,11 +179,12 @@ fn rare(op: &Op, warp: &mut Warp, mask: u32) {
                 put(&mut warp.words[d], &value, mask);
             }
         }
-        Op::Set { ref test, float } => {
-            let found = combined(test, warp, compare(test, warp)).0;
-            let yes = if float { 1.0_f32.to_bits() } else { u32::MAX };
-            let value = std::array::from_fn(|lane| if found >> lane & 1 != 0 { yes } else { 0 });
-            put(&mut warp.words[usize::from(test.p)], &value, mask);
+        Op::Set { ref test, yes, packed } => {
+            let low = combined(test, warp, compare(test, warp)).0;
+            let high = if packed { combined(test, warp, compare_upper(test, warp)).0 } else { low };
+            let pick = |mask: u32, lane: usize, bits: u32| if mask >> lane & 1 != 0 { bits } else { 0 };
+            let halves = |lane: usize| pick(low, lane, yes & 0xffff) | pick(high, lane, yes & 0xffff_0000);
+            put(&mut warp.words[usize::from(test.p)], &std::array::from_fn(halves), mask);
         }
         Op::Testp { f, long, p, a } => {
             let value: [f64; 32] = std::array::from_fn(|lane| match long {

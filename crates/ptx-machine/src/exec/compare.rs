@@ -51,20 +51,20 @@ pub fn compare(test: &Setp, warp: &Warp) -> u32 {
                 Cmp::Nan => holds!(x in a, y in b => x.is_nan() || y.is_nan()),
             }
         }
-        _ => rare_compare(test, warp),
+        _ => rare_compare(test, warp, 0),
     }
 }
 
 #[inline(never)]
-fn rare_compare(test: &Setp, warp: &Warp) -> u32 {
+fn rare_compare(test: &Setp, warp: &Warp, shift: u32) -> u32 {
     let (a, b) = (usize::from(test.a), usize::from(test.b));
     let order = |lane: usize| -> Option<std::cmp::Ordering> {
         let float = |bits: u32| {
-            let value = super::half::widen(test.ty, bits);
+            let value = super::half::widen(test.ty, bits >> shift);
             f64::from(if test.ftz { super::float::flush(value) } else { value })
         };
         match test.ty {
-            Ty::F32 | Ty::F16 | Ty::Bf16 => {
+            Ty::F32 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {
                 float(warp.words[a][lane]).partial_cmp(&float(warp.words[b][lane]))
             }
             Ty::F64 => f64::from_bits(warp.longs[a][lane]).partial_cmp(&f64::from_bits(warp.longs[b][lane])),
@@ -90,6 +90,11 @@ fn decides(cmp: Cmp, order: Option<std::cmp::Ordering>) -> bool {
         (Cmp::Gt | Cmp::Gtu, Some(order)) => order.is_gt(),
         (Cmp::Ge | Cmp::Geu, Some(order)) => order.is_ge(),
     }
+}
+
+/// Lanes for which a comparison of upper halves holds.
+pub fn compare_upper(test: &Setp, warp: &Warp) -> u32 {
+    rare_compare(test, warp, 16)
 }
 
 /// The result and that of the negated comparison, each combined with the third operand.

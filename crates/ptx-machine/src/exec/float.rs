@@ -100,7 +100,11 @@ fn rare(f: FloatOp, a: &Floats, b: &Floats) -> Floats {
 fn directed(f: FloatOp, round: Round, a: &Floats, b: &Floats, c: &Floats) -> Floats {
     each!(x in a, y in b, z in c => {
         let (x, y, z) = (f64::from(x), f64::from(y), f64::from(z));
+        // Quotients and roots of f32 keep farther from f32's numbers than f64 rounds.
         let (product, addend) = match f {
+            FloatOp::Div => (x / y, 0.0_f64.copysign(x / y)),
+            FloatOp::Rcp => (1.0 / x, 0.0_f64.copysign(x)),
+            FloatOp::Sqrt => (x.sqrt(), 0.0_f64.copysign(x)),
             FloatOp::Add => (x, y),
             FloatOp::Sub => (x, -y),
             // A zero of the product's sign leaves a zero product as it is.

@@ -1,7 +1,7 @@
 //! PTX text to a [`Module`], decoded once to enums.
 //!
-//! [`lexer`] makes tokens, [`parse`] statements of them, [`allocate`] gives registers places in a warp's register file, and
-//! [`decode`] turns each statement into one [`op::Ins`], so that a program counter is the index of a statement. What is not
+//! `lexer` makes tokens, `parse` statements of them, `allocate` gives registers places in a warp's register file, and
+//! `decode` turns each statement into one [`op::Ins`], so that a program counter is the index of a statement. What is not
 //! known becomes [`op::Op::Unknown`] and is a fault only when it is executed.
 
 mod allocate;

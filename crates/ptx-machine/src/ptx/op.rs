@@ -291,10 +291,11 @@ pub enum Op {
         b: R,
     },
     Setp(Box<Setp>),
-    /// `set`: all ones, or 1.0, in a 32-bit register.
+    /// `set`: these bits where the comparison holds; packed halves are compared apart.
     Set {
         test: Box<Setp>,
-        float: bool,
+        yes: u32,
+        packed: bool,
     },
     Selp {
         long: bool,

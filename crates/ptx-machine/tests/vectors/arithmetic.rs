@@ -404,3 +404,47 @@ fn halves() {
     assert!((0..32).all(|lane| out[0][lane] == inputs[0][lane] ^ 0x8000_8000));
     assert!((0..32).all(|lane| out[1][lane] == inputs[0][lane] & 0x7fff_7fff));
 }
+
+#[test]
+fn comparisons_of_halves() {
+    let inputs: Vec<Word> =
+        (0..2_u32).map(|seed| lanes(|lane| spread(seed + 3)[lane as usize % 7])).collect();
+    let body = "set.le.f16x2.f16x2 %o0, %i0, %i1; setp.gt.f16x2 %p0|%p1, %i0, %i1; selp.u32 %o1, 1, 0, %p0; selp.u32 %o2, 1, 0, %p1;
+         { .reg.b16 a,b,c; .reg.pred p; mov.b32 {a, _}, %i0; mov.b32 {b, _}, %i1; set.neu.bf16.bf16 c, a, b; cvt.u32.u16 %o3, c;
+           setp.lt.f16 p, a, b; selp.u32 %o4, 1, 0, p; }";
+    let out = run(body, &inputs, 5);
+    for lane in 0..32 {
+        let (a, b) = (inputs[0][lane], inputs[1][lane]);
+        let half = |bits: u32, shift: u32| f16::from_bits((bits >> shift) as u16);
+        let (low, high) = ((half(a, 0), half(b, 0)), (half(a, 16), half(b, 16)));
+        let one = |on: bool, bits: u32| if on { bits } else { 0 };
+        let bf16s = (bf16::from_bits(a as u16), bf16::from_bits(b as u16));
+        let due = [
+            one(low.0 <= low.1, 0x3c00) | one(high.0 <= high.1, 0x3c00_0000),
+            one(low.0 > low.1, 1),
+            one(high.0 > high.1, 1),
+            one(bf16s.0 != bf16s.1, 0x3f80),
+            one(low.0 < low.1, 1),
+        ];
+        assert_eq!(out.iter().map(|word| word[lane]).collect::<Vec<_>>(), due, "{a:#x} {b:#x}");
+    }
+}
+
+#[test]
+fn directed_quotients_and_roots() {
+    let down = |exact: f64| {
+        let near = exact as f32;
+        if f64::from(near) > exact { near.next_down() } else { near }
+    };
+    let input = lanes(|lane| (lane as f32 + 1.0).to_bits());
+    let body = "mov.b32 %f0, %i0; mov.f32 %f1, 0f40E00000; div.rz.f32 %f2, %f1, %f0; sqrt.rm.f32 %f3, %f0; rcp.rp.f32 %f4, %f0;
+         mov.b32 %o0, %f2; mov.b32 %o1, %f3; mov.b32 %o2, %f4;";
+    let out = run(body, &[input], 3);
+    for (lane, &quotient) in out[0].iter().enumerate() {
+        let value = lane as f64 + 1.0;
+        let below = down(1.0 / value);
+        let above = if f64::from(below) < 1.0 / value { below.next_up() } else { below };
+        let due = [down(7.0 / value), down(value.sqrt()), above].map(f32::to_bits);
+        assert_eq!([quotient, out[1][lane], out[2][lane]], due, "lane {lane}");
+    }
+}

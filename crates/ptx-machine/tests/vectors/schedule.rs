@@ -43,10 +43,7 @@ fn producers_and_consumers_at_named_barriers() {
 
 #[test]
 fn exited_threads_do_not_hold_a_barrier() {
-    let body = "setp.ge.u32 %p0, %tid, 40; @%p0 bra END; bar.sync 0; mov.u32 %o0, 1; END:";
-    let out = run_threads(body, 96, &[], 1);
-    // Threads 40 to 63 share a warp with those that wait, and have only gone on to stores behind the barrier.
-    assert!(out.is_err() || out.unwrap()[0][39] == 1);
+    // Threads 40 to 63 share a warp with some that wait.
     let body = "setp.ge.u32 %p0, %tid, 40; mov.u32 %o0, 5; st.global.u32 [%at1], %o0; @%p0 exit; bar.sync 0; mov.u32 %o0, 1;";
     let out = run_threads(body, 96, &[], 1).unwrap();
     assert_eq!(out[0], (0..96).map(|thread| if thread < 40 { 1 } else { 5 }).collect::<Word>());
@@ -168,7 +165,6 @@ fn lanes_that_wait_for_another_lane_go_on() {
 
 #[test]
 fn a_seed_names_one_execution() {
-    let body = "atom.global.add.u32 %r0, [%at2], 1;";
     let order = |seed: u64| {
         let body = ".reg .b64 %base; ld.param.u64 %base, [in]; atom.global.add.u32 %o0, [%base], 1;";
         let text = text(body, 0, 1, 128);
@@ -183,7 +179,6 @@ fn a_seed_names_one_execution() {
         device.read(output, &mut bytes).unwrap();
         bytes
     };
-    let _ = body;
     assert_eq!(order(1), order(1));
     assert!((2..20).any(|seed| order(seed) != order(1)));
 }
