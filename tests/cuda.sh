@@ -18,7 +18,7 @@ else
     done
 fi
 [ "${1-}" != -- ] || shift
-# No WebGPU beside it: its tests have runs of their own.
-export WGPU_BACKEND=vulkan VK_DRIVER_FILES=/none VK_ICD_FILENAMES=/none
-export MOLORA_REQUIRE=cuda MOLORA_DEVICE=cuda LD_LIBRARY_PATH="$(realpath "$folder")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-exec cargo test --workspace --tests --no-fail-fast "$@"
+LD_LIBRARY_PATH="$(realpath "$folder")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export MOLORA_REQUIRE=cuda MOLORA_DEVICE=cuda LD_LIBRARY_PATH
+# Without WebGPU, whose tests have runs of their own.
+exec cargo test -p molora --no-default-features --features cuda --tests --no-fail-fast "$@"
