@@ -72,9 +72,20 @@ fn accept(text: &str, config: &Config) -> Result<(), Code> {
     Ok(())
 }
 
+/// The text of the file that `PTX_MACHINE_PTX` names: it is loaded instead of the program's own.
+fn replacement() -> Result<Option<String>, Code> {
+    let Some(path) = std::env::var_os("PTX_MACHINE_PTX") else { return Ok(None) };
+    std::fs::read_to_string(&path).map(Some).map_err(|error| {
+        eprintln!("ptx machine: PTX_MACHINE_PTX: {}: {error}", path.display());
+        Code::INVALID_PTX
+    })
+}
+
 impl Machine {
     fn load(&mut self, module: Out<usize>, text: &str) -> Result<(), Code> {
         self.refuse_unsafe_call()?;
+        let instead = replacement()?;
+        let text = instead.as_deref().unwrap_or(text);
         accept(text, &self.config)?;
         let parsed = ptx::parse(text).map_err(|error| {
             eprintln!("ptx machine: {error}");
