@@ -1,4 +1,5 @@
-// Expand on tensor cores: y_t (+)= sum of factor B h_n over token t's routes, for a chunk of the plan and 128 columns.
+// Expand on tensor cores: y_t (+)= sum of factor B h_n over token t's routes, for a chunk of the plan and 128
+// columns.
 //
 //     for each piece of the chunk (up to 32 routes of one expert), for each 16 ranks of it:
 //         D[column][route] += B[rank][column] h[route][rank]
@@ -7,45 +8,21 @@
 //
 // 1. Columns are M and routes N: an expert's 12 routes fill 16 columns. Warps 0 to 3 own 32 columns of y each and
 //    multiply; warps 4 to 7 bring h, three steps ahead, into a ring in shared memory. One barrier a step.
-// 2. B goes from global memory to registers, one step ahead, 8 bytes a lane: lane (g, q) takes columns 4 g .. 4 g + 3 of
-//    ranks 4 q .. 4 q + 3, whole sectors, every element once, and pairs the ranks by byte permutes. The columns that a
-//    product's rows stand for are free: D's four rows of a lane are its four columns.
-// 3. D is dealt out so that eight neighbouring lanes hold one route's 32 columns: 16 bytes a lane and one row of acc in
-//    every wavefront, whatever the tokens are. A route of another lane may be of the same token only where an
+// 2. B goes from global memory to registers, one step ahead, 8 bytes a lane: lane (g, q) takes columns 4 g .. 4 g + 3
+//    of ranks 4 q .. 4 q + 3, whole sectors, every element once, and pairs the ranks by byte permutes. The columns
+//    that a product's rows stand for are free: D's four rows of a lane are its four columns.
+// 3. D is dealt out so that eight neighbouring lanes hold one route's 32 columns: 16 bytes a lane and one row of acc
+//    in every wavefront, whatever the tokens are. A route of another lane may be of the same token only where an
 //    expert stands twice in a token's list: such pieces add one route after the other.
-// 4. acc is written by the warp that owns the columns, pieces follow one another in ascending order of experts: a fixed
-//    order, and a token's bits do not depend on the rest of its batch.
-// 5. h is rounded to the element once, as the product's operand. f16 has not h's range: there each route's 16 ranks are
-//    scaled by a power of two, exactly, and the product is scaled back.
+// 4. acc is written by the warp that owns the columns, pieces follow one another in ascending order of experts: a
+//    fixed order, and a token's bits do not depend on the rest of its batch.
+// 5. h is rounded to the element once, as the product's operand. f16 has not h's range: there each route's 16 ranks
+//    are scaled by a power of two, exactly, and the product is scaled back.
 #pragma once
 
 #include "expand_chunk.cuh"
-#include "mma.cuh"
 
 namespace expand_mma {
-
-// h of a step, f32: 128 threads, 16 bytes each. Zeros behind the rank: what stands there in h is not h.
-__device__ __forceinline__ void stage_h(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step, u32 stage) {
-    u32 i = (threadIdx.x - 32 * WORKERS) / 4, r = 4 * (threadIdx.x % 4);
-    if (i < (step.count + 7) / 8 * 8) {
-        const float* from = p.h;
-        u32 ranks = 0;
-        if (i < step.count && step.k + r < step.rank) {
-            u32 route = s.routes[step.begin + i];
-            u32 row = p.output == RANK_SUM ? c.t0 + (route >> 9 & 0x7f) : c.n0 + (route & 0x1ff);
-            from += (size_t)row * p.h_stride + step.k + r;
-            ranks = min(step.rank - step.k - r, 4u);
-        }
-        float* to = &s.h[stage][i][r];
-        if (p.h_vector) {
-            copy16(to, from, 4 * ranks);
-        } else {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) copy4(to + j, j < ranks ? from + j : from, j < ranks);
-        }
-    }
-    end_group();
-}
 
 // Columns 4 g .. 4 g + 3 of ranks 4 q .. 4 q + 3.
 struct Block {
@@ -64,19 +41,6 @@ __device__ __forceinline__ Block load_b(const ExpandParams& p, const Step& step,
         block.ranks[j] = inside ? __ldg((const uint2*)(from + (size_t)j * p.b_stride)) : make_uint2(0, 0);
     }
     return block;
-}
-
-// Asks for all of the chunk's B: one step ahead hides the second-level cache, not memory behind it.
-template <class X> __device__ __forceinline__ void fetch_b(const ExpandParams& p, const Shared& s, const Chunk& c) {
-    u32 helper = threadIdx.x / 32 - WORKERS, lane = threadIdx.x % 32, column = c.column + 64 * (lane % 2), piece = 0;
-    Step step;
-    for (step.open(s, 0, c.count); step.count > 0; step.open(s, step.begin + step.count, c.count)) {
-        bool own = piece++ % WORKERS == helper && column < p.b_stride;
-        for (u32 r = lane / 2; own && r < step.rank; r += 16) {
-            const X* at = (const X*)p.b + (size_t)(step.row + r) * p.b_stride + column;
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-        }
-    }
 }
 
 // Rows g and g + 8 of the first product are columns 4 g and 4 g + 1, of the second 4 g + 2 and 4 g + 3.
@@ -130,61 +94,71 @@ __device__ __forceinline__ void multiply_eight(Product (&sums)[2], const Left (&
     }
 }
 
-// Eight routes' factor D to acc, at once in one round or one route after the other in eight: added to the rows of their
-// tokens, or for PER_ROUTE written to the rows of their places in the piece.
-__device__ __forceinline__ void add_eight(Shared& s, const Product (&sums)[2], const Step& step, u32 first, u32 rounds,
-                                          bool per_route, u32 column, u32 lane) {
-    u32 from = 4 * (lane % 8) + lane / 8;
-    float d[2][4], factor[2];
+// A lane's share of eight routes of D: four columns of two routes; eight neighbouring lanes hold a route's columns.
+struct Pair {
+    float d[2][4], factors[2];
     float4* to[2];
     bool inside[2];
+};
+
+__device__ __forceinline__ Pair deal(Shared& s, const Product (&sums)[2], const Step& step, u32 first, bool per_route,
+                                     u32 column, u32 lane) {
+    u32 from = 4 * (lane % 8) + lane / 8;
+    Pair pair;
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) d[i][j] = __shfl_sync(ALL_LANES, sums[j / 2].d[2 * (j % 2) + i], from);
+        for (u32 j = 0; j < 4; j++) pair.d[i][j] = __shfl_sync(ALL_LANES, sums[j / 2].d[2 * (j % 2) + i], from);
         u32 n = first + 2 * (lane / 8) + i;
-        inside[i] = n < step.count;
-        u32 at = step.begin + (inside[i] ? n : 0);
-        factor[i] = s.factors[at];
-        to[i] = (float4*)&s.acc[per_route ? n : s.routes[at] >> 9 & 0x7f][column + 4 * (lane % 8)];
+        pair.inside[i] = n < step.count;
+        u32 at = step.begin + (pair.inside[i] ? n : 0);
+        pair.factors[i] = s.factors[at];
+        pair.to[i] = (float4*)&s.acc[per_route ? n : s.routes[at] >> 9][column + 4 * (lane % 8)];
     }
+    return pair;
+}
+
+// acc += factor D.
+__device__ __forceinline__ void add_pair(const Pair& pair, bool first, bool second) {
+    bool take[2] = {first, second};
+    float4 v[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        if (take[i]) v[i] = *pair.to[i];
+    }
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        const float(&d)[4] = pair.d[i];
+        v[i].x = fmaf(pair.factors[i], d[0], v[i].x), v[i].y = fmaf(pair.factors[i], d[1], v[i].y);
+        v[i].z = fmaf(pair.factors[i], d[2], v[i].z), v[i].w = fmaf(pair.factors[i], d[3], v[i].w);
+        if (take[i]) *pair.to[i] = v[i];
+    }
+}
+
+// Eight routes' factor D to the rows of their tokens, or for PER_ROUTE to the rows of their places in the piece.
+__device__ __forceinline__ void add_eight(Shared& s, const Product (&sums)[2], const Step& step, u32 first,
+                                          bool per_route, u32 column, u32 lane) {
+    Pair pair = deal(s, sums, step, first, per_route, column, lane);
+    if (per_route || !step.repeats) return add_pair(pair, pair.inside[0], pair.inside[1]);
 #pragma unroll 1
-    for (u32 round = 0; round < rounds; round++) {
-        float4 v[2];
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            bool now = inside[i] && (rounds == 1 || 2 * (lane / 8) + i == round);
-            v[i] = now && !per_route ? *to[i] : float4{0.0f, 0.0f, 0.0f, 0.0f};
-        }
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            bool now = inside[i] && (rounds == 1 || 2 * (lane / 8) + i == round);
-            v[i].x = fmaf(factor[i], d[i][0], v[i].x), v[i].y = fmaf(factor[i], d[i][1], v[i].y);
-            v[i].z = fmaf(factor[i], d[i][2], v[i].z), v[i].w = fmaf(factor[i], d[i][3], v[i].w);
-            if (now) *to[i] = v[i];
-        }
-        if (rounds > 1) __syncwarp();
+    for (u32 i = 0; i < 8; i++) {
+        bool own = lane / 8 == i / 2;
+        add_pair(pair, own && i % 2 == 0 && pair.inside[0], own && i % 2 == 1 && pair.inside[1]);
+        __syncwarp();
     }
 }
 
-// Whether an expert stands twice in a token's list: its routes lie side by side.
-__device__ __forceinline__ bool repeats(const Shared& s, const Step& step, u32 lane) {
-    bool again = false;
-    if (lane > 0 && lane < step.count) {
-        again = ((s.routes[step.begin + lane] ^ s.routes[step.begin + lane - 1]) >> 9 & 0x7f) == 0;
-    }
-    return __any_sync(ALL_LANES, again);
-}
-
-// z of a piece's routes, the warp's 32 columns.
+// z of a piece's routes, the warp's 32 columns; clears acc for the next piece.
 template <class X>
-__device__ __forceinline__ void store_piece(const ExpandParams& p, const Shared& s, const Chunk& c, const Step& step,
+__device__ __forceinline__ void store_piece(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step,
                                             u32 column, u32 lane) {
     u32 own = column + 4 * (lane % 8), o = c.column + own;
     __syncwarp();
 #pragma unroll 1
     for (u32 n = lane / 8; n < step.count && o < p.out_features; n += 4) {
-        float4 sum = *(const float4*)&s.acc[n][own];
+        float4& place = *(float4*)&s.acc[n][own];
+        float4 sum = place;
+        place = float4{0.0f, 0.0f, 0.0f, 0.0f};
         float v[4] = {sum.x, sum.y, sum.z, sum.w};
         X* z = (X*)p.y + (size_t)(c.n0 + (s.routes[step.begin + n] & 0x1ff)) * p.y_stride + o;
         store_part<4>(z, v, p.out_features - o, p.y_vector, p.accumulate);
@@ -201,35 +175,37 @@ __device__ __forceinline__ void work(const ExpandParams& p, Shared& s, const Chu
     pair_ranks(block, left);
 #pragma unroll
     for (u32 n = 0; n < PIECE / 8; n++) {
-        if (step.k == 0) sums.products[n][0] = sums.products[n][1] = Product{};
         if (8 * n >= step.count) continue;
         float4 h = *(const float4*)&s.h[stage][8 * n + lane / 4][4 * (lane % 4)];
         multiply_eight<X>(sums.products[n], left, h, lane);
     }
     if (step.k + RANKS < step.rank) return;
     bool per_route = p.output == PER_ROUTE;
-    u32 rounds = !per_route && repeats(s, step, lane) ? 8 : 1;
 #pragma unroll
     for (u32 n = 0; n < PIECE / 8; n++) {
-        if (8 * n < step.count) add_eight(s, sums.products[n], step, 8 * n, rounds, per_route, column, lane);
+        if (8 * n >= step.count) continue;
+        add_eight(s, sums.products[n], step, 8 * n, per_route, column, lane);
+        sums.products[n][0] = sums.products[n][1] = Product{};
     }
     if (per_route) store_piece<X>(p, s, c, step, column, lane);
 }
 
 // Rows of z that no adapter writes.
-template <class X> __device__ __forceinline__ void clear_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
+template <class X>
+__device__ __forceinline__ void clear_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
     u32 column = c.column + 4 * (threadIdx.x % 32);
     if (column >= p.out_features) return;
     for (u32 i = threadIdx.x / 32; i < c.count; i += THREADS / 32) {
         u32 route = s.routes[i];
-        if (s.rows[i] != NONE || (route >> 9 & 0x7f) >= c.tokens) continue;
+        if (s.draft.rows[i] != NONE || route >> 9 >= c.tokens) continue;
         float zeros[4] = {};
         X* z = (X*)p.y + (size_t)(c.n0 + (route & 0x1ff)) * p.y_stride + column;
         store_part<4>(z, zeros, p.out_features - column, p.y_vector, false);
     }
 }
 
-template <class X> __device__ __forceinline__ void store_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
+template <class X>
+__device__ __forceinline__ void store_rows(const ExpandParams& p, const Shared& s, const Chunk& c) {
     u32 own = 4 * (threadIdx.x % 32), column = c.column + own;
     if (column >= p.out_features) return;
     for (u32 t = threadIdx.x / 32; t < c.tokens; t += THREADS / 32) {
@@ -245,28 +221,29 @@ template <class X> __device__ __forceinline__ void expand(const ExpandParams& p)
     __shared__ Shared s;
     Chunk c = chunk_of(p);
     if (c.tokens == 0) return;
-    list_chunk(p, s, c);
-    if (p.output == PER_ROUTE) {
-        if (!p.accumulate) clear_rows<X>(p, s, c);
-    } else {
-        for (u32 i = threadIdx.x; i < CHUNK_TOKENS * COLUMNS / 4; i += THREADS) {
-            ((float4*)s.acc)[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
-        }
+    list_routes(p, s, c);
+    list_pieces(s, c.count);
+    if (p.output == PER_ROUTE && !p.accumulate) {
+        clear_rows<X>(p, s, c);
+        __syncthreads();
+    }
+    for (u32 i = threadIdx.x; i < CHUNK_TOKENS * COLUMNS / 4; i += THREADS) {
+        ((float4*)s.acc)[i] = float4{0.0f, 0.0f, 0.0f, 0.0f};
     }
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = c.column + 32 * warp;
     bool worker = warp < WORKERS, idle = worker && column >= p.out_features;
     u32 stage = 0;
     Step now, ahead;
-    now.open(s, 0, c.count);
+    now.open(s, 0);
     ahead = now;
     Block blocks[2];
-    Sums sums;
+    Sums sums = {};
     if (worker) {
         blocks[0] = load_b<X>(p, ahead, column, lane);
     } else {
         for (u32 i = 0; i < STAGES - 1; i++) {
             stage_h(p, s, c, ahead, i);
-            ahead.advance(s, c.count);
+            ahead.advance(s);
         }
         fetch_b<X>(p, s, c);
     }
@@ -277,14 +254,14 @@ template <class X> __device__ __forceinline__ void expand(const ExpandParams& p)
             if (!worker) wait_groups<STAGES - 2>();
             __syncthreads();
             if (worker) {
-                ahead.advance(s, c.count);
+                ahead.advance(s);
                 blocks[1 - i] = load_b<X>(p, ahead, column, lane);
                 if (!idle) work<X>(p, s, c, now, blocks[i], stage, sums);
             } else {
                 stage_h(p, s, c, ahead, (stage + STAGES - 1) % STAGES);
-                ahead.advance(s, c.count);
+                ahead.advance(s);
             }
-            now.advance(s, c.count);
+            now.advance(s);
             stage = (stage + 1) % STAGES;
         }
     }

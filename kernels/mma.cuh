@@ -1,5 +1,5 @@
-// Tensor cores and asynchronous copies as inline PTX. sm_75 has neither m16n8k16, bf16 nor cp.async: there one product
-// is two m16n8k8 and a copy passes through registers.
+// Tensor cores and asynchronous copies as inline PTX. sm_75 has neither m16n8k16, bf16 nor cp.async: there one
+// product is two m16n8k8 and a copy passes through registers.
 #pragma once
 
 #include "common.cuh"

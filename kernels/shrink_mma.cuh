@@ -5,11 +5,11 @@
 //     h[route][rank] = the sum of the 8 warps' D in the warps' order
 //
 // 1. Ranks are M and routes N: 12 routes an expert fill 16 columns of 16 ranks, not 16 rows of 8 and more.
-// 2. Operands go from global memory straight to registers, 16 bytes a lane: a row's four lanes take 64 bytes of it, two
-//    whole sectors, and every element of A and x is read once. Lane q holds ks 8 q .. 8 q + 7 of a slab; which place of
-//    k they stand for in a product is free as long as A and x agree.
-// 3. Lanes of ranks and routes that are not there repeat the last one's address: no sector more, and what they compute
-//    is not stored.
+// 2. Operands go from global memory straight to registers, 16 bytes a lane: a row's four lanes take 64 bytes of it,
+//    two whole sectors, and every element of A and x is read once. Lane q holds ks 8 q .. 8 q + 7 of a slab; which
+//    place of k they stand for in a product is free as long as A and x agree.
+// 3. Lanes of ranks and routes that are not there repeat the last one's address: no sector more, and what they
+//    compute is not stored.
 // 4. Which warp takes a slab depends on in_features alone: a route's bits do not depend on the rest of its batch.
 #pragma once
 

@@ -13,8 +13,9 @@ use molora::device::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, sy
 use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
 use molora::layer::cuda::{RoutingView, Workspace};
 use molora::layer::{Base, MoeLora, Router, Routing, Rows};
+use molora::ops::route::CudaRouter;
 use molora::ops::route::Weighting;
-use molora::ops::{Output, plan};
+use molora::ops::{Output, base, expand, plan, route};
 use molora::{Cpu, Cuda, Element, ElementType, Lora};
 use std::sync::Arc;
 
@@ -395,4 +396,95 @@ fn absurd_sizes_are_errors() {
     let huge =
         PoolSizes { in_features: 1 << 20, out_features: 8, experts: 1, rank_capacity: 1 << 12, element };
     assert!(Pool::new(&cuda, huge).unwrap_err().to_string().contains("below 2^32 elements"));
+}
+
+#[test]
+fn a_gpu_is_the_best_device_and_a_machine_never_is() {
+    let Some(cuda) = device() else { return };
+    assert_eq!(molora::host::Device::by_name("cuda").unwrap().name(), "cuda");
+    let best = molora::host::Device::best().unwrap();
+    assert_eq!(best.name() == "cuda", !cuda.is_stand_in(), "{}", best.describe());
+}
+
+/// Rows from the live tokens on are neither read nor written, by the router and the base product too.
+#[test]
+fn tokens_that_are_not_live_are_left_alone() {
+    let Some(cuda) = device() else { return };
+    let Router::Linear { linear, top_k, weighting } = linear(3) else { unreachable!("it is linear") };
+    let router = CudaRouter::new(&cuda, linear).unwrap();
+    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: 3, top_k, weighting };
+    let sizes_base =
+        base::Sizes { tokens: TOKENS, in_features: IN, out_features: OUT, x_stride: IN, y_stride: OUT };
+    for live in [0, 1, 3, TOKENS, TOKENS + 5] {
+        let mut x = values::<f32>(1, TOKENS * IN);
+        x.iter_mut().skip(live * IN).for_each(|v| *v = f32::NAN);
+        let (x, weight) = (cuda.upload(&x).unwrap(), cuda.upload(&values::<f32>(5, OUT * IN)).unwrap());
+        let count = cuda.upload(&[live as u32]).unwrap();
+        let mut ids = cuda.upload(&[9i32; TOKENS * TOP_K]).unwrap();
+        let mut weights = cuda.upload(&[9f32; TOKENS * TOP_K]).unwrap();
+        let mut y = cuda.upload(&[7f32; TOKENS * OUT]).unwrap();
+        {
+            let (x, count) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &count).unwrap());
+            let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
+            let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
+            cuda.route::<f32>(&sizes, &router, &x, Some(&count), &mut ids, &mut weights).unwrap();
+            let weight = View::whole(&cuda, &weight).unwrap();
+            for cuda in [cuda.clone(), cuda.batch_invariant(true)] {
+                let mut y = ViewMut::whole(&cuda, &mut y).unwrap();
+                cuda.base::<f32>(&sizes_base, &weight, None, &x, Some(&count), &mut y).unwrap();
+            }
+        }
+        assert!(cuda.take_status().unwrap().is_ok(), "{live} live");
+        let untouched = |from: usize, row: usize, all: &[f32], value: f32| {
+            all.iter().skip(from * row).all(|&v| v == value)
+                && all.iter().take(from * row).all(|v| *v != value)
+        };
+        let ids: Vec<f32> =
+            cuda.download(&ids, TOKENS * TOP_K).unwrap().iter().map(|&id| id as f32).collect();
+        assert!(untouched(live, TOP_K, &ids, 9.0), "{live} live: {ids:?}");
+        assert!(untouched(live, TOP_K, &cuda.download(&weights, TOKENS * TOP_K).unwrap(), 9.0));
+        assert!(untouched(live, OUT, &cuda.download(&y, TOKENS * OUT).unwrap(), 7.0));
+    }
+}
+
+#[test]
+fn tokens_without_routes_get_zeros_or_stay() {
+    let Some(cuda) = device() else { return };
+    let pool = pool::<f32>(&cuda, &[0]);
+    let none = cuda.upload::<i32>(&[]).unwrap();
+    let sizes = plan::Sizes { tokens: TOKENS, top_k: 0, experts: RANKS.len() };
+    let plan = cuda.plan(&sizes, &pool, &View::new(&cuda, none.slice(..0)).unwrap(), None).unwrap();
+    let nothing = cuda.upload::<f32>(&[]).unwrap();
+    let nothing = View::new(&cuda, nothing.slice(..0)).unwrap();
+    for (accumulate, want) in [(true, 7.0), (false, 0.0)] {
+        // A row's end that is padding stays.
+        let (stride, output) = (OUT + 3, Output::Sum);
+        let mut y = cuda.upload(&vec![7f32; TOKENS * stride]).unwrap();
+        let sizes = expand::Sizes {
+            tokens: TOKENS,
+            top_k: 0,
+            out_features: OUT,
+            h_stride: 3,
+            y_stride: stride,
+            output,
+            accumulate,
+        };
+        let mut view = ViewMut::<f32>::whole(&cuda, &mut y).unwrap();
+        cuda.expand(&sizes, &plan, &pool, &nothing, &nothing, &mut view).unwrap();
+        drop(view);
+        let y = cuda.download(&y, TOKENS * stride).unwrap();
+        let right = |(i, v): (usize, &f32)| *v == if i % stride < OUT { want } else { 7.0 };
+        assert!(y.iter().enumerate().all(right), "{y:?}");
+    }
+}
+
+#[test]
+fn handles_go_to_other_threads() {
+    fn moves<T: Send + Sync>() {}
+    moves::<Cuda>();
+    let Some(cuda) = device() else { return };
+    let slice = cuda.upload(&[3f32; 5]).unwrap();
+    let (cuda, slice) = (&cuda, &slice);
+    let there = std::thread::scope(|s| s.spawn(move || cuda.download(slice, 5).unwrap()).join().unwrap());
+    assert_eq!(there, [3.0; 5]);
 }

@@ -26,7 +26,7 @@ fn base_covers_every_token_and_column() {
         for out_features in [1, 7, 8, 9, 63, 64, 65, 127, 128, 129] {
             let sizes =
                 base::Sizes { tokens, in_features: 8, out_features, x_stride: 8, y_stride: out_features };
-            let grid = |x, vector, offer| base::cuda_grid(&sizes, x, vector, &offer);
+            let grid = |x, vector, offer| base::cuda::grid(&sizes, x, vector, &offer);
             let few = grid(F16, true, AMPERE);
             assert_eq!(few.form == Form::Few, tokens <= 8);
             if few.form == Form::Few {
@@ -61,7 +61,7 @@ fn shrink_covers_every_tile_and_rank() {
         ] {
             let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride: max_rank, output };
             let grid = |elements, vector, offer: Offer| {
-                shrink::cuda_grid(&sizes, elements, (live, max_rank, 13), vector, &offer)
+                shrink::cuda::grid(&sizes, elements, (live, max_rank, 13), vector, &offer)
             };
             let launch = grid((F32, F32), true, AMPERE);
             assert_eq!(launch.form, form, "{tokens} tokens, {live} adapters");
@@ -86,9 +86,9 @@ fn shrink_covers_every_tile_and_rank() {
         }
     }
     let empty = shrink::Sizes { tokens: 0, top_k, in_features, x_stride, h_stride: 16, output };
-    assert_eq!(shrink::cuda_grid(&empty, (F32, F32), (4, 16, 0), true, &AMPERE).groups, 0);
+    assert_eq!(shrink::cuda::grid(&empty, (F32, F32), (4, 16, 0), true, &AMPERE).groups, 0);
     let no_adapter = shrink::Sizes { tokens: 4, ..empty };
-    assert_eq!(shrink::cuda_grid(&no_adapter, (F32, F32), (0, 0, 8), true, &AMPERE).groups, 0);
+    assert_eq!(shrink::cuda::grid(&no_adapter, (F32, F32), (0, 0, 8), true, &AMPERE).groups, 0);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn expand_covers_every_row_and_column() {
                 let y_stride = out_features;
                 let sizes =
                     expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                let launch = expand::cuda_grid(&sizes, elements, (live, 1), &offer);
+                let launch = expand::cuda::grid(&sizes, elements, (live, 1), &offer);
                 assert_eq!(launch.entry.kernel, kernel, "{tokens} tokens, {live} adapters, {elements:?}");
                 let few = kernel == Kernel::ExpandFew;
                 let rows = if few { output.y_rows(tokens, top_k) } else { 1 };
@@ -125,7 +125,7 @@ fn expand_covers_every_row_and_column() {
 #[test]
 fn plan_takes_one_launch_for_one_chunk() {
     let grid = |tokens, top_k| {
-        plan::cuda_grid(&plan::Sizes { tokens, top_k, experts: 8 })
+        plan::cuda::grid(&plan::Sizes { tokens, top_k, experts: 8 })
             .iter()
             .map(|launch| (launch.entry.name(), launch.groups))
             .collect::<Vec<_>>()

@@ -99,17 +99,45 @@ fn one_form_gives_a_token_the_same_bits_in_every_batch() {
         let subject = subject.batch_invariant();
         for op in [Op::Shrink, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
             let element = if op == Op::Expand { ElementType::Bf16 } else { ElementType::F32 };
-            let case = case(op, element, Output::Sum);
-            let all = Inputs::new(&case);
-            let whole = bits(subject.as_ref(), &all);
-            let row = whole.len() / case.tokens;
-            for (first, batch) in [(0, 1), (57, 1), (99, 1), (40, 2), (11, 7), (64, 33)] {
-                let got = bits(subject.as_ref(), &all.part(first, batch));
-                let want = &whole[first * row..(first + batch) * row];
-                let label = case.label(subject.kind());
-                assert!(got == want, "{label} on {}: tokens {first} to {}", subject.name(), first + batch);
+            in_every_batch(subject.as_ref(), &case(op, element, Output::Sum));
+        }
+    }
+}
+
+/// Rows at multiples of 16 bytes, which tensor cores take, and tokens that name an expert twice.
+#[test]
+fn tensor_cores_give_a_token_the_same_bits_in_every_batch() {
+    for subject in subjects().unwrap().iter().filter(|s| s.kind() == "cuda") {
+        let subject = subject.batch_invariant();
+        for op in [Op::Shrink, Op::Expand, Op::Base, Op::Layer] {
+            for element in [ElementType::F16, ElementType::Bf16] {
+                let aligned = Case {
+                    in_features: 192,
+                    out_features: 136,
+                    padding: 0,
+                    ..case(op, element, Output::Sum)
+                };
+                in_every_batch(subject.as_ref(), &aligned);
+                if op == Op::Expand {
+                    for routing in [Routing::Repeated, Routing::OneExpert] {
+                        in_every_batch(subject.as_ref(), &Case { routing, ..aligned.clone() });
+                    }
+                }
             }
         }
+    }
+}
+
+/// Some tokens alone or in small batches, against the same in the whole one.
+fn in_every_batch(subject: &dyn Subject, case: &Case) {
+    let all = Inputs::new(case);
+    let whole = bits(subject, &all);
+    let row = whole.len() / case.tokens;
+    for (first, batch) in [(0, 1), (57, 1), (99, 1), (40, 2), (11, 7), (64, 33)] {
+        let got = bits(subject, &all.part(first, batch));
+        let want = &whole[first * row..(first + batch) * row];
+        let label = case.label(subject.kind());
+        assert!(got == want, "{label} on {}: tokens {first} to {}", subject.name(), first + batch);
     }
 }
 

@@ -75,7 +75,7 @@ impl MoeLora<Cuda> {
     /// f32 elements of h, and of the scratch behind it.
     fn h_parts(&self, tokens: usize) -> (usize, usize) {
         let routes = tokens.saturating_mul(self.router.top_k());
-        let scratch = shrink::cuda_scratch_len(self.output, routes, self.pool.max_rank());
+        let scratch = shrink::cuda::scratch_len(self.output, routes, self.pool.max_rank());
         (self.h_len(self.h_stride(), tokens), scratch)
     }
 

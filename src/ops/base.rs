@@ -1,13 +1,14 @@
 //! Base: the frozen linear layer, `y = x weight^T (+ bias)`; `weight [out_features, in_features]`.
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
+#[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, check_packed, tile_constants};
 use super::{check_len, check_rows};
 use crate::device::cpu::Cpu;
-#[cfg(feature = "cuda")]
-use crate::device::cuda::{self, Cuda, Entry, Kernel, params::BaseParams};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
@@ -76,19 +77,6 @@ pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
         if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(TILE_ROWS)) };
     let blocks = sizes.out_features.div_ceil(columns);
     Grid { form, columns, blocks, groups: rows * blocks }
-}
-
-/// The launch on CUDA: up to 8 tokens read every weight once, a warp a column; more share it in tiles, on tensor cores where
-/// elements and alignment (`vector`: of x and of the weight) allow.
-#[cfg(feature = "cuda")]
-pub fn cuda_grid(sizes: &Sizes, x: crate::ElementType, vector: bool, offer: &cuda::Offer) -> cuda::Launch {
-    let few = sizes.tokens <= 8 && !offer.batch_invariant;
-    let (kernel, form, rows, columns) = match (few, vector && offer.has_mma(x, x)) {
-        (true, _) => (Kernel::BaseFew, Form::Few, 8, 8),
-        (false, false) => (Kernel::BaseMany, Form::Many, 64, 64),
-        (false, true) => (Kernel::BaseMma, Form::Many, 128, 128),
-    };
-    cuda::Launch::over(Entry::of(kernel, x), form, sizes.tokens.div_ceil(rows), sizes.out_features, columns)
 }
 
 impl Cpu {
@@ -161,46 +149,5 @@ impl Wgpu {
             groups: word(OP, "tokens", groups)?,
         };
         self.launch(encoder, &launch)
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Cuda {
-    /// See the [module](self). `live_tokens` is one word: rows of x from there on are not read, rows of y not written.
-    pub fn base<X: Element>(
-        &self,
-        sizes: &Sizes,
-        weight: &cuda::View<X>,
-        bias: Option<&cuda::View<X>>,
-        x: &cuda::View<X>,
-        live_tokens: Option<&cuda::View<u32>>,
-        y: &mut cuda::ViewMut<X>,
-    ) -> Result<()> {
-        sizes.check(weight.len(), bias.map(|b| b.len()), x.len(), y.len())?;
-        for (name, len) in [("weight", weight.len()), ("x", x.len()), ("y", y.len())] {
-            word(OP, name, len)?;
-        }
-        let bytes = size_of::<X>();
-        let x_vector = cuda::is_vector(x.address(), sizes.x_stride, bytes);
-        let w_vector = cuda::is_vector(weight.address(), sizes.in_features, bytes);
-        let launch = cuda_grid(sizes, X::TYPE, x_vector && w_vector, &self.offer());
-        let params = BaseParams {
-            x: x.address(),
-            weight: weight.address(),
-            bias: bias.map_or(0, |b| b.address()),
-            y: y.address(),
-            live_tokens: super::live_tokens_address(OP, live_tokens)?,
-            tokens: word(OP, "tokens", sizes.tokens)?,
-            in_features: word(OP, "in_features", sizes.in_features)?,
-            out_features: word(OP, "out_features", sizes.out_features)?,
-            x_stride: word(OP, "x_stride", sizes.x_stride)?,
-            y_stride: word(OP, "y_stride", sizes.y_stride)?,
-            column_blocks: word(OP, "out_features", launch.blocks)?,
-            x_vector: x_vector.into(),
-            w_vector: w_vector.into(),
-            y_vector: cuda::is_vector(y.address(), sizes.y_stride, bytes).into(),
-            unused: [0; 3],
-        };
-        self.launch(OP, &launch, &params)
     }
 }

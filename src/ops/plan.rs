@@ -4,13 +4,14 @@
 //! `token * top_k + slot` grouped by expert and ascending within one, and `expert_offsets [experts + 1]`, the
 //! exclusive prefix sum of the experts' counts; its last entry is the number of live routes.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 #[cfg(feature = "wgpu")]
 use super::word;
 use super::{check_len, check_routes};
 use crate::device::cpu::{Cpu, Pool};
-#[cfg(feature = "cuda")]
-use crate::device::cuda::{self, Cuda, Entry, Kernel};
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "wgpu")]
 use crate::device::plan::Layout;
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
@@ -142,22 +143,6 @@ pub fn definition(sizes: &Sizes, topk_ids: &[i32], epoch: u32) -> Result<Plan> {
 pub fn grid(sizes: &Sizes) -> [usize; 3] {
     let chunks = Layout::new(sizes, &device::SHAPE).chunks;
     [chunks, chunks.min(1), chunks]
-}
-
-/// The launches on CUDA: one block for one chunk, else chunks, one scan, chunks again; nothing without routes.
-#[cfg(feature = "cuda")]
-pub fn cuda_grid(sizes: &Sizes) -> Vec<cuda::Launch> {
-    let chunks = Layout::new(sizes, &cuda::SHAPE).chunks;
-    let launch = |(kernel, groups): (Kernel, usize)| {
-        cuda::Launch::over(Entry::plain(kernel), super::Form::Many, groups, 1, 1)
-    };
-    match chunks {
-        0 => Vec::new(),
-        1 => vec![launch((Kernel::PlanOne, 1))],
-        _ => [(Kernel::PlanChunks, chunks), (Kernel::PlanScan, 1), (Kernel::PlanPlace, chunks)]
-            .map(launch)
-            .to_vec(),
-    }
 }
 
 impl Cpu {
@@ -303,60 +288,5 @@ impl device::Plan {
             ("at_tiles", l.at_tiles),
         ];
         Ok(fields.map(|(name, value)| (name, value as u32)))
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Cuda {
-    /// See the [module](self), in memory taken for it. Ids that name nothing are skipped and set the status word;
-    /// `live_tokens` is one word: tokens from there on have no expert.
-    pub fn plan(
-        &self,
-        sizes: &Sizes,
-        pool: &cuda::Pool,
-        topk_ids: &cuda::View<i32>,
-        live_tokens: Option<&cuda::View<u32>>,
-    ) -> Result<cuda::Plan> {
-        sizes.check()?;
-        let words = cuda::Memory::new(self, (cuda::Plan::bytes(sizes) / 4) as usize)?;
-        let mut plan = cuda::Plan::empty(words);
-        self.plan_into(sizes, pool, topk_ids, live_tokens, &mut plan)?;
-        Ok(plan)
-    }
-
-    /// [`Self::plan`] into the memory of an older plan, which must be large enough.
-    pub fn plan_into(
-        &self,
-        sizes: &Sizes,
-        pool: &cuda::Pool,
-        topk_ids: &cuda::View<i32>,
-        live_tokens: Option<&cuda::View<u32>>,
-        plan: &mut cuda::Plan,
-    ) -> Result<()> {
-        sizes.check()?;
-        super::check_equal(OP, "experts", pool.slots().sizes().experts, sizes.experts)?;
-        check_len(OP, "topk_ids", sizes.routes(), topk_ids.len())?;
-        pool.check_stream(OP, self)?;
-        if sizes.top_k > cuda::MAX_TOP_K {
-            let expected = format!("at most {} on CUDA", cuda::MAX_TOP_K);
-            return Err(Error::argument(OP, "top_k", expected, sizes.top_k));
-        }
-        let (bytes, got) = (cuda::Plan::bytes(sizes), plan.memory.len() as u64 * 4);
-        if bytes > got {
-            return Err(Error::argument(
-                OP,
-                "plan",
-                format!("a plan's memory of at least {bytes} bytes"),
-                got,
-            ));
-        }
-        (plan.sizes, plan.layout) = (*sizes, Layout::new(sizes, &cuda::SHAPE));
-        plan.pool = pool.slots().id();
-        let params = cuda::params::PlanParams {
-            live_tokens: super::live_tokens_address(OP, live_tokens)?,
-            topk_ids: topk_ids.address(),
-            ..plan.params(OP, self, pool)?
-        };
-        cuda_grid(sizes).iter().try_for_each(|launch| self.launch(OP, launch, &params))
     }
 }

@@ -4,13 +4,16 @@
 //! expert -> weight (see [`Weighting`]). A score that is not finite is an error where the host sees it; on a
 //! device its token selects nothing (ids -1, weights 0) and the status word says so.
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "cuda")]
+pub use cuda::CudaRouter;
+
+#[cfg(feature = "wgpu")]
 use super::word;
 use super::{check_equal, check_len, check_routes, check_rows};
 use crate::adapter::LinearRouter;
 use crate::device::cpu::{Cpu, SharedMut};
-#[cfg(feature = "cuda")]
-use crate::device::cuda::{self, Cuda, Entry, Kernel, Memory, params::RouteParams};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Access, Binding, Launch, View, Wgpu};
 use crate::element::Element;
@@ -281,70 +284,5 @@ impl Wgpu {
             groups: word(OP, "tokens", grid(sizes))?,
         };
         self.launch(encoder, &launch)
-    }
-}
-
-/// A linear router's parameters in a CUDA device's memory.
-#[cfg(feature = "cuda")]
-#[derive(Debug)]
-pub struct CudaRouter {
-    router: LinearRouter,
-    weight: Memory<f32>,
-    bias: Option<Memory<f32>>,
-}
-
-#[cfg(feature = "cuda")]
-impl CudaRouter {
-    /// Uploads the parameters.
-    pub fn new(cuda: &Cuda, router: LinearRouter) -> Result<Self> {
-        let upload = |values: &[f32]| Memory::of(cuda, cuda.upload(values)?);
-        let (weight, bias) = (upload(router.weight())?, router.bias().map(upload).transpose()?);
-        Ok(Self { router, weight, bias })
-    }
-
-    /// The parameters in host memory.
-    pub fn linear(&self) -> &LinearRouter {
-        &self.router
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Cuda {
-    /// See the [module](self). A score that is not finite sets the status word. `live_tokens` is one word: tokens from there
-    /// on are neither read nor written.
-    pub fn route<X: Element>(
-        &self,
-        sizes: &Sizes,
-        router: &CudaRouter,
-        x: &cuda::View<X>,
-        live_tokens: Option<&cuda::View<u32>>,
-        topk_ids: &mut cuda::ViewMut<i32>,
-        topk_weights: &mut cuda::ViewMut<f32>,
-    ) -> Result<()> {
-        sizes.check(&router.router, x.len(), topk_ids.len(), topk_weights.len())?;
-        word(OP, "x", x.len())?;
-        if sizes.top_k > MAX_TOP_K {
-            return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on CUDA"), sizes.top_k));
-        }
-        let weight = router.weight.address();
-        let params = RouteParams {
-            x: x.address(),
-            weight,
-            bias: router.bias.as_ref().map_or(0, |b| b.address()),
-            topk_ids: topk_ids.address(),
-            topk_weights: topk_weights.address(),
-            status: self.status_address(),
-            live_tokens: super::live_tokens_address(OP, live_tokens)?,
-            tokens: word(OP, "tokens", sizes.tokens)?,
-            in_features: word(OP, "in_features", sizes.in_features)?,
-            x_stride: word(OP, "x_stride", sizes.x_stride)?,
-            experts: word(OP, "experts", sizes.experts)?,
-            top_k: word(OP, "top_k", sizes.top_k)?,
-            softmax_all: u32::from(sizes.weighting == Weighting::SoftmaxAll),
-            x_vector: cuda::is_vector(x.address(), sizes.x_stride, size_of::<X>()).into(),
-            w_vector: cuda::is_vector(weight, sizes.in_features, size_of::<f32>()).into(),
-        };
-        let entry = Entry::of(Kernel::Route, X::TYPE);
-        self.launch(OP, &cuda::Launch::over(entry, super::Form::Many, grid(sizes), 1, 1), &params)
     }
 }

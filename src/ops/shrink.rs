@@ -4,14 +4,15 @@
 //! rank within a token. Columns from an expert's rank up to `h_stride`, and the rows of routes without an
 //! expert, are not written.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, check_packed, tile_constants};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
-#[cfg(feature = "cuda")]
-use crate::device::cuda::{self, Cuda, Entry, Kernel, params};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::element::{Element, ElementType};
@@ -140,33 +141,6 @@ pub fn grid(sizes: &Sizes, live: usize, max_rank: usize, max_tiles: usize, batch
     };
     let blocks = max_rank.div_ceil(columns);
     Grid { form, columns, blocks, groups: rows * blocks }
-}
-
-/// The launch on CUDA for a pool with `live` adapters of at most `max_rank` and a plan of at most `max_tiles` tiles: up to
-/// 16 tokens of which experts share few, a block per tile and 8 ranks, for the most blocks; else tiles of 64 routes and 32
-/// ranks, on tensor cores where elements and alignment of x (`vector`) allow.
-#[cfg(feature = "cuda")]
-pub fn cuda_grid(
-    sizes: &Sizes,
-    (x, a): (ElementType, ElementType),
-    (live, max_rank, max_tiles): (usize, usize, usize),
-    vector: bool,
-    offer: &cuda::Offer,
-) -> cuda::Launch {
-    let routes = sizes.tokens * sizes.top_k;
-    let few = !offer.batch_invariant && sizes.tokens <= 16 && routes < 8 * live.clamp(1, routes.max(1));
-    let (kernel, form, columns) = match (few, vector && offer.has_mma(x, a)) {
-        (true, _) => (Kernel::ShrinkFew, Form::Few, 8),
-        (false, false) => (Kernel::ShrinkMany, Form::Many, 32),
-        (false, true) => (Kernel::ShrinkMma, Form::Many, 32),
-    };
-    cuda::Launch::over(Entry { kernel, x, a }, form, max_tiles, max_rank, columns)
-}
-
-/// f32 elements of scratch that a call on CUDA needs: a row for every route of a `RankSum`, for ranks up to `max_rank`.
-#[cfg(feature = "cuda")]
-pub fn cuda_scratch_len(output: Output, routes: usize, max_rank: usize) -> usize {
-    if output == Output::RankSum { routes.saturating_mul(max_rank) } else { 0 }
 }
 
 impl Cpu {
@@ -350,97 +324,5 @@ impl Wgpu {
             groups: word(OP, "tokens", grid.groups)?,
         };
         self.launch(encoder, &launch)
-    }
-}
-
-#[cfg(feature = "cuda")]
-impl Cuda {
-    /// See the [module](self). Slots that changed since the plan are skipped and set the status word. `scratch` is needed for
-    /// `RankSum` alone, see [`cuda_scratch_len`].
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "sizes, plan, pool, inputs, output: the order on every device"
-    )]
-    pub fn shrink<X: Element>(
-        &self,
-        sizes: &Sizes,
-        plan: &cuda::Plan,
-        pool: &cuda::Pool,
-        x: &cuda::View<X>,
-        topk_weights: &cuda::View<f32>,
-        scratch: Option<&mut cuda::ViewMut<f32>>,
-        h: &mut cuda::ViewMut<f32>,
-    ) -> Result<()> {
-        let max_rank = pool.max_rank();
-        check_equal(OP, "in_features", pool.slots().sizes().in_features, sizes.in_features)?;
-        plan.check_pool(OP, self, pool)?;
-        sizes.check(plan.sizes(), max_rank, x.len(), topk_weights.len(), h.len())?;
-        for (name, len) in [("x", x.len()), ("h", h.len())] {
-            word(OP, name, len)?;
-        }
-        if sizes.output != Output::RankSum {
-            let params = self.shrink_params(sizes, plan, pool, x, h.address())?;
-            return self.shrink_routes::<X>(sizes, plan, pool, params);
-        }
-        let needed = cuda_scratch_len(sizes.output, plan.sizes().routes(), max_rank);
-        let got = scratch.as_ref().map_or(0, |s| s.len());
-        if got < needed {
-            return Err(Error::argument(OP, "scratch", format!("at least {needed} elements"), got));
-        }
-        word(OP, "scratch", needed)?;
-        let routes_h = scratch.map_or(0, |s| s.address());
-        let per_route = Sizes { h_stride: max_rank, output: Output::Sum, ..*sizes };
-        let params = self.shrink_params(&per_route, plan, pool, x, routes_h)?;
-        self.shrink_routes::<X>(&per_route, plan, pool, params)?;
-        let params = params::ShrinkParams {
-            topk_weights: topk_weights.address(),
-            routes_h,
-            ..self.shrink_params(sizes, plan, pool, x, h.address())?
-        };
-        let rows = if plan.sizes().routes() == 0 { 0 } else { (sizes.tokens * max_rank).div_ceil(128) };
-        let launch = cuda::Launch::over(Entry::plain(Kernel::ShrinkRankSum), Form::Many, rows, 1, 1);
-        self.launch(OP, &launch, &params)
-    }
-
-    /// Everything that does not depend on the form.
-    fn shrink_params<X: Element>(
-        &self,
-        sizes: &Sizes,
-        plan: &cuda::Plan,
-        pool: &cuda::Pool,
-        x: &cuda::View<X>,
-        h: u64,
-    ) -> Result<params::ShrinkParams> {
-        Ok(params::ShrinkParams {
-            plan: plan.params(OP, self, pool)?,
-            x: x.address(),
-            a: pool.a(),
-            topk_weights: 0,
-            routes_h: 0,
-            h,
-            in_features: word(OP, "in_features", sizes.in_features)?,
-            x_stride: word(OP, "x_stride", sizes.x_stride)?,
-            a_stride: word(OP, "a_stride", pool.a_stride())?,
-            h_stride: word(OP, "h_stride", sizes.h_stride)?,
-            rank_blocks: 0,
-            x_vector: cuda::is_vector(x.address(), sizes.x_stride, size_of::<X>()).into(),
-            output: params::output_word(sizes.output),
-            unused: 0,
-        })
-    }
-
-    /// One row of h per route.
-    fn shrink_routes<X: Element>(
-        &self,
-        sizes: &Sizes,
-        plan: &cuda::Plan,
-        pool: &cuda::Pool,
-        params: params::ShrinkParams,
-    ) -> Result<()> {
-        let elements = (X::TYPE, pool.slots().sizes().element);
-        let extent = (pool.live(), pool.max_rank(), plan.layout.max_tiles);
-        let launch = cuda_grid(sizes, elements, extent, params.x_vector != 0, &self.offer());
-        let rank_blocks = word(OP, "rank_blocks", launch.blocks)?;
-        self.launch(OP, &launch, &params::ShrinkParams { rank_blocks, ..params })
     }
 }

@@ -425,6 +425,29 @@ fn flags_between_blocks() {
 }
 
 #[test]
+fn the_last_block_sums() {
+    let relaxed = (Order::Relaxed, Scope::Device);
+    two_blocks(|launch, one, two, data, counter| {
+        // All warps write and fence; after a barrier one thread counts; the block that is last fences and reads all.
+        for (block, at) in [(&mut *one, data), (&mut *two, data + 64)] {
+            for warp in 0..2 {
+                store((block, warp, 1), launch, at + u64::from(warp) * 4, WEAK).unwrap();
+                block.fence(launch, warp, ALL, Order::AcquireRelease, Scope::Device);
+            }
+            block.barrier(&[(0, ALL), (1, ALL)]);
+            add((block, 0, 1), launch, counter, relaxed).unwrap();
+            block.barrier(&[(0, ALL), (1, ALL)]);
+        }
+        assert_eq!(kind(load((two, 1, 1), launch, data + 4, WEAK)), Some(Kind::GlobalRace), "no fence yet");
+        for warp in 0..2 {
+            two.fence(launch, warp, ALL, Order::AcquireRelease, Scope::Device);
+            load((two, warp, 1), launch, data, WEAK).unwrap();
+            load((two, warp, 1), launch, data + 4, WEAK).unwrap();
+        }
+    });
+}
+
+#[test]
 fn what_comes_after_a_release_is_not_published() {
     two_blocks(|launch, one, two, data, flag| {
         store((one, 0, 1), launch, flag, (Order::Release, Scope::Device)).unwrap();
@@ -482,6 +505,14 @@ fn cost() {
         println!("{name}: {} ns", start.elapsed().as_nanos() / u128::from(TIMES));
     };
     with(|bench, global| {
+        time(
+            "copy, commit, wait",
+            Box::new(|i| {
+                bench.copy(0, global, |lane| i * 512 + lane * 16, 16).unwrap();
+                bench.block.commit_async(0, ALL);
+                bench.block.wait_async(0, ALL, 0);
+            }),
+        );
         for bytes in [16_u64, 4, 2] {
             let mut out = Values::default();
             let address = by_lane(|lane| global + lane * bytes);
@@ -493,6 +524,7 @@ fn cost() {
                 }),
             );
         }
+        bench.barrier();
         for bytes in [16_u64, 4, 2] {
             time(
                 &format!("shared store {bytes}"),
@@ -512,14 +544,6 @@ fn cost() {
             );
             bench.barrier();
         }
-        time(
-            "copy, commit, wait",
-            Box::new(|i| {
-                bench.copy(0, global, |lane| i * 512 + lane * 16, 16).unwrap();
-                bench.block.commit_async(0, ALL);
-                bench.block.wait_async(0, ALL, 0);
-            }),
-        );
         time("block of 48 KiB", Box::new(|_| drop(Block::new(0, 48 << 10, 128))));
     });
 }

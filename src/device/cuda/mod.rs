@@ -1,7 +1,8 @@
 //! CUDA: an NVIDIA GPU through its driver, on a stream of its own or the engine's.
 //!
-//! Every launch and copy goes to the handle's one stream. Nothing waits but [`Cuda::take_status`] and the downloads, and no
-//! call but the constructors, uploads and [`Cuda::plan`] takes memory: the rest may be captured into a CUDA graph.
+//! Every launch and copy goes to the handle's one stream. Nothing waits for it but [`Cuda::take_status`], [`Cuda::wait`] and
+//! the downloads (a large upload may, in the driver), and no call but the constructors, uploads and [`Cuda::plan`] takes
+//! memory: the operations may be captured into a CUDA graph.
 
 #[cfg(test)]
 mod contract;

@@ -20,7 +20,8 @@ const CLOCK_WORDS: usize = 4;
 /// Adapters of one linear layer in device memory.
 ///
 /// Changes are copies on the stream: they take effect behind the work enqueued so far and before what comes, replayed graphs
-/// included. A kernel with an older plan skips slots that changed since and sets the status word.
+/// included. A kernel with an older plan skips slots that changed since and sets the status word. The factors may be freed on
+/// return: the driver stages them, for which a large one may hold up the host until the stream gets there.
 #[derive(Debug)]
 pub struct Pool {
     slots: Slots,

@@ -135,7 +135,7 @@ impl<'a, X: Element> Ready<'a, X> {
         let plan = cuda.plan(&plan_sizes, &pool, &plan_ids, None)?;
         drop(plan_ids);
         let rank_sum = if case.op == Op::Shrink { case.output } else { Output::Sum };
-        let scratch = shrink::cuda_scratch_len(rank_sum, case.routes(), pool.max_rank());
+        let scratch = shrink::cuda::scratch_len(rank_sum, case.routes(), pool.max_rank());
         let layer = MoeLora::<Cuda>::new(cuda, pool, Router::External { top_k: case.top_k })?;
         let layer = layer.with_output(case.output);
         let router =
@@ -349,9 +349,11 @@ impl Subject for CudaSubject {
 
     fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
         let mut arrays = PlanArrays { sorted_routes: Vec::new(), expert_offsets: Vec::new() };
-        self.run(Ready::<f32>::new(&self.cuda, inputs)?, |ready| {
-            (arrays.sorted_routes, arrays.expert_offsets) = ready.plan.download(&self.cuda)?;
-            Ok(())
+        with_element!(inputs.case, X => {
+            self.run(Ready::<X>::new(&self.cuda, inputs)?, |ready| {
+                (arrays.sorted_routes, arrays.expert_offsets) = ready.plan.download(&self.cuda)?;
+                Ok(())
+            })
         })?;
         Ok(arrays)
     }

@@ -43,15 +43,17 @@ fn one_each(lanes: &Lanes, mask: u32, shift: u32, groups: usize) -> Option<u64> 
 /// The most distinct units of one group of banks.
 #[cold]
 fn most(lanes: &Lanes, mask: u32, shift: u32, groups: usize) -> u64 {
-    let mut units: [Vec<u64>; 32] = Default::default();
+    let (mut units, mut distinct) = ([0_u64; 32], 0);
+    let mut counts = [0_u8; 32];
     for lane in super::lanes_of(mask) {
         let at = lanes.address[lane as usize] >> shift;
-        let held = &mut units[at as usize & (groups - 1)];
-        if !held.contains(&at) {
-            held.push(at);
+        if !units[..distinct].contains(&at) {
+            units[distinct] = at;
+            distinct += 1;
+            counts[at as usize & (groups - 1)] += 1;
         }
     }
-    units.iter().map(|held| held.len() as u64).max().unwrap_or(0)
+    counts.into_iter().max().map_or(0, u64::from)
 }
 
 /// Distinct 32-byte sectors that a warp's global access touches.

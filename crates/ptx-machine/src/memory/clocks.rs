@@ -104,17 +104,23 @@ impl Clocks {
     pub fn barrier(&mut self, participants: &[(u32, u32)]) {
         let warps = self.warps;
         let mut joined = vec![0; warps];
-        let mut foreign: Option<Known> = None;
+        let (mut foreign, mut seen, mut near, mut far) = (None, None, None, None);
         for &(warp, _) in participants {
             let warp = warp as usize;
             for (all, &one) in joined.iter_mut().zip(&self.rows[warp * warps..(warp + 1) * warps]) {
                 *all = one.max(*all);
             }
+            // Fences on either side of a barrier still pair with the strong access on its other side.
             join(&mut foreign, self.foreign[warp].as_ref());
+            join(&mut seen, self.seen[warp].as_ref());
+            join(&mut near, self.fenced[warp][0].as_ref());
+            join(&mut far, self.fenced[warp][1].as_ref());
         }
         for &(warp, _) in participants {
             self.rows[warp as usize * warps..(warp as usize + 1) * warps].copy_from_slice(&joined);
             self.foreign[warp as usize].clone_from(&foreign);
+            self.seen[warp as usize].clone_from(&seen);
+            self.fenced[warp as usize] = [near.clone(), far.clone()];
             self.sync_warp(warp);
         }
     }

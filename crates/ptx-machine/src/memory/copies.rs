@@ -39,35 +39,11 @@ impl Block {
         from: &Lanes,
         source_bytes: &[u32; 32],
     ) -> Result<(), Trouble> {
-        let Self { clocks, shared, copies, .. } = self;
-        let copies = &mut copies[from.warp as usize];
-        let viewer = clocks.viewer(from.warp);
-        let stamp = Stamp::new(&viewer, Strength::Weak);
-        let bytes = from.bytes as usize;
-        let (mut sources, mut moved) = (0, 0);
-        for lane in lanes_of(from.mask) {
-            let stamp = stamp.at(lane);
-            let at = shared.locate(lane, to[lane as usize], bytes)?;
-            // The copy may land at once: what came before must be over.
-            shared.check_write(&viewer, lane, stamp, at, bytes)?;
-            let (address, count) = (from.address[lane as usize], source_bytes[lane as usize].min(from.bytes));
-            if address & u64::from(from.bytes - 1) != 0 {
-                return Err(trouble(Kind::Misaligned, lane, address, format!("{bytes} bytes copied")));
-            }
-            let mut value = [0; 4];
-            if count == from.bytes {
-                value = read_lane(launch, &viewer, stamp, (lane, address, bytes))?;
-            } else {
-                read_part(&mut value, count, |offset, piece| {
-                    read_lane(launch, &viewer, stamp, (lane, address + u64::from(offset), piece))
-                })?;
-            }
-            sources |= u32::from(count != 0) << lane;
-            moved += u64::from(count);
-            shared.begin(at, bytes);
-            let group = copies.committed[lane as usize];
-            copies.pending.push(Pending { lane, group, at, bytes, value });
-        }
+        let (sources, moved) = match from.bytes {
+            4 => self.issue::<4>(launch, to, from, source_bytes),
+            8 => self.issue::<8>(launch, to, from, source_bytes),
+            _ => self.issue::<16>(launch, to, from, source_bytes),
+        }?;
         let read = Lanes { mask: sources, ..*from };
         launch.counters.async_copies[width(from)].add(&Traffic {
             requests: 1,
@@ -77,6 +53,45 @@ impl Block {
         });
         launch.count_shared(&Lanes { address: to, ..*from }, SharedUse::Copy);
         Ok(())
+    }
+
+    /// The copies of all lanes; those that read anything, and their bytes. A function for each width, for speed.
+    fn issue<const BYTES: usize>(
+        &mut self,
+        launch: &mut Launch,
+        to: &[u64; 32],
+        from: &Lanes,
+        source_bytes: &[u32; 32],
+    ) -> Result<(u32, u64), Trouble> {
+        let Self { clocks, shared, copies, .. } = self;
+        let copies = &mut copies[from.warp as usize];
+        let viewer = clocks.viewer(from.warp);
+        let stamp = Stamp::new(&viewer, Strength::Weak);
+        let (mut sources, mut moved) = (0, 0);
+        for lane in lanes_of(from.mask) {
+            let stamp = stamp.at(lane);
+            let at = shared.locate(lane, to[lane as usize], BYTES)?;
+            // The copy may land at once: what came before must be over.
+            shared.check_write(&viewer, lane, stamp, at, BYTES)?;
+            let (address, count) =
+                (from.address[lane as usize], source_bytes[lane as usize].min(BYTES as u32));
+            let mut value = [0; 4];
+            if count == BYTES as u32 {
+                value = read_lane(launch, &viewer, stamp, (lane, address, BYTES))?;
+            } else if address & (BYTES as u64 - 1) != 0 {
+                return Err(trouble(Kind::Misaligned, lane, address, format!("{BYTES} bytes copied")));
+            } else {
+                read_part(&mut value, count, |offset, piece| {
+                    read_lane(launch, &viewer, stamp, (lane, address + u64::from(offset), piece))
+                })?;
+            }
+            sources |= u32::from(count != 0) << lane;
+            moved += u64::from(count);
+            shared.begin(at, BYTES);
+            let group = copies.committed[lane as usize];
+            copies.pending.push(Pending { lane, group, at, bytes: BYTES, value });
+        }
+        Ok((sources, moved))
     }
 
     /// `cp.async.commit_group` of these lanes.
@@ -116,6 +131,7 @@ impl Block {
 }
 
 /// The first `count` bytes of a value, read in aligned pieces; the rest stays as it is.
+#[cold]
 fn read_part(
     value: &mut [u32; 4],
     count: u32,

@@ -210,8 +210,10 @@ impl Device {
             return Ok(());
         }
         let (allocation, at) = self.host(address, bytes)?;
-        for chunk in allocation.data[at..at + bytes].chunks_exact_mut(pattern.len()) {
-            chunk.copy_from_slice(pattern);
+        let data = &mut allocation.data[at..at + bytes];
+        match *pattern {
+            [byte] => data.fill(byte),
+            _ => data.chunks_exact_mut(pattern.len()).for_each(|chunk| chunk.copy_from_slice(pattern)),
         }
         allocation.mark(at, bytes);
         Ok(())

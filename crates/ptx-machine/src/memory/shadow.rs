@@ -186,18 +186,17 @@ pub struct Page {
 }
 
 impl Page {
-    /// Forgets everything.
+    /// Forgets everything; the first access sets the size of cells.
     pub fn clear(&mut self) {
-        self.shift = 4;
         self.cells.clear();
-        self.cells.resize(PAGE >> 4, Cell::default());
     }
 
     /// The cells of an aligned access of 1 to 16 bytes at an offset in the page.
     #[inline(always)]
     pub fn at(&mut self, offset: usize, bytes: usize) -> &mut [Cell] {
         if self.cells.is_empty() {
-            self.clear();
+            self.shift = bytes.trailing_zeros();
+            self.cells.resize(PAGE >> self.shift, Cell::default());
         }
         if bytes >> self.shift == 0 {
             self.refine(bytes.trailing_zeros());

@@ -1,7 +1,7 @@
 //! Arithmetic on integers, floats and halves.
 
-use super::decode::{Decoded, Decoder, Parts};
 use super::op::{FloatOp, IntOp, MixOp, Narrow, Op, PredOp, R, Round, Ty};
+use super::operands::{Decoded, Decoder, Parts};
 
 /// Decodes an arithmetic instruction.
 pub fn decode<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Op> {
@@ -102,7 +102,16 @@ fn float<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>, ty: Ty) -> De
         return Err("three operands".into());
     }
     let round = round(parts).unwrap_or(Round::Nearest);
-    let directed = matches!(f, FloatOp::Add | FloatOp::Sub | FloatOp::Mul | FloatOp::Fma);
+    let directed = matches!(
+        f,
+        FloatOp::Add
+            | FloatOp::Sub
+            | FloatOp::Mul
+            | FloatOp::Fma
+            | FloatOp::Div
+            | FloatOp::Rcp
+            | FloatOp::Sqrt
+    );
     if round != Round::Nearest && (!directed || ty == Ty::F64) {
         return Err("this rounding".into());
     }

@@ -1,8 +1,8 @@
 //! Moves, conversions, comparisons and selections.
 
-use super::decode::{Decoded, Decoder, Parts};
 use super::decode_alu::round;
 use super::op::{Cmp, Cvt, NONE, Op, PredOp, R, Round, Setp, Testp, Ty};
+use super::operands::{Decoded, Decoder, Parts};
 use super::parse::{Arg, Class};
 
 /// Decodes an instruction of this file.
@@ -186,7 +186,7 @@ fn cmp(name: &str, ty: Ty) -> Option<Cmp> {
 /// The comparison, without its destinations.
 fn comparison<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>, combine_at: usize) -> Decoded<Setp> {
     let ty = parts.ty()?;
-    if matches!(ty, Ty::F16x2 | Ty::Bf16x2 | Ty::Tf32 | Ty::Pred) || ty.bits() < 16 {
+    if matches!(ty, Ty::Tf32 | Ty::Pred) || ty.bits() < 16 {
         return Err("this type".into());
     }
     let (mut cmp_found, mut combine, mut ftz) = (None, None, false);
@@ -221,15 +221,29 @@ fn setp<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Set
         }
         one => out.p = decoder.dest(one, Ty::Pred)?,
     }
+    if matches!(out.ty, Ty::F16x2 | Ty::Bf16x2) && out.q == NONE {
+        return Err("one predicate for two comparisons".into());
+    }
     Ok(out)
 }
 
 fn set<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decoded<Op> {
     let mut test = comparison(decoder, parts, 3)?;
-    let [to, _] = parts.types()[..] else { return Err("two types are due".into()) };
-    if to.bits() != 32 {
+    let [to, from] = parts.types()[..] else { return Err("two types are due".into()) };
+    let packed = matches!(from, Ty::F16x2 | Ty::Bf16x2);
+    let yes = match to {
+        Ty::F32 => 1.0_f32.to_bits(),
+        Ty::F16 => 0x3c00,
+        Ty::F16x2 => 0x3c00_3c00,
+        Ty::Bf16 => 0x3f80,
+        Ty::Bf16x2 => 0x3f80_3f80,
+        Ty::U16 | Ty::S16 => 0xffff,
+        Ty::U32 | Ty::S32 => u32::MAX,
+        _ => return Err("this type".into()),
+    };
+    if packed && to.bits() != 32 {
         return Err("this type".into());
     }
     test.p = decoder.dest(parts.arg(0)?, to)?;
-    Ok(Op::Set { test: Box::new(test), float: to == Ty::F32 })
+    Ok(Op::Set { test: Box::new(test), yes, packed })
 }

@@ -1,7 +1,7 @@
 //! Loads, stores, atomics, asynchronous copies, fences and address conversions.
 
-use super::decode::{Decoded, Decoder, Parts, space};
 use super::op::{Access, AtomOp, IntOp, NONE, Op, R, SourceBytes, Space, Ty};
+use super::operands::{Decoded, Decoder, Parts, space};
 use super::parse::{Arg, Class};
 use crate::memory::{Order, SHARED_WINDOW, Scope};
 

@@ -1,7 +1,7 @@
 //! Instructions among lanes: shuffles, votes, barriers, matrices.
 
-use super::decode::{Decoded, Decoder, Parts};
 use super::op::{BarrierMode, IntOp, Mma, MmaTy, NONE, Op, R, ShflMode, Ty, VoteMode};
+use super::operands::{Decoded, Decoder, Parts};
 use super::parse::Arg;
 
 /// Decodes an instruction of this file.

@@ -42,7 +42,8 @@ pub fn tokens(text: &str) -> Result<Vec<Token<'_>>, ParseError> {
                 at += end + 2;
             }
             _ if word_byte(byte) => {
-                let end = word_end(bytes, at);
+                // Directives may stand together: `.reg.b32`.
+                let end = if byte == b'.' { directive_end(bytes, at) } else { word_end(bytes, at) };
                 let word = &text[at..end];
                 at = end;
                 if word == ".loc" || word == ".file" {
@@ -67,6 +68,11 @@ fn newlines(bytes: &[u8]) -> u32 {
 
 fn line_end(bytes: &[u8], at: usize) -> usize {
     bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |found| at + found)
+}
+
+fn directive_end(bytes: &[u8], at: usize) -> usize {
+    let name = |byte: &&u8| word_byte(**byte) && **byte != b'.';
+    at + 1 + bytes[at + 1..].iter().take_while(name).count()
 }
 
 /// The end of a word; `::` stands inside one (`.L1::evict_last`), a label's `:` does not.

@@ -10,8 +10,10 @@ mod decode_alu;
 mod decode_convert;
 mod decode_memory;
 mod decode_warp;
+mod kinds;
 mod lexer;
 pub mod op;
+mod operands;
 mod parse;
 
 use std::collections::BTreeMap;
@@ -97,8 +99,10 @@ pub struct Kernel {
     pub params: Vec<Param>,
     /// Bytes of all parameters.
     pub param_bytes: u32,
-    /// Bytes of its static shared variables; dynamic shared memory begins at the next multiple of 16.
+    /// Bytes of its static shared variables.
     pub static_shared_bytes: u32,
+    /// Where dynamic shared memory begins.
+    pub dynamic_shared_at: u32,
     /// Does it name an `extern` shared array?
     pub uses_dynamic_shared: bool,
     /// Bytes of local memory of a thread.

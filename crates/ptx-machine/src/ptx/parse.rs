@@ -214,7 +214,7 @@ fn constant<'a>(
         .iter()
         .find_map(|token| Ty::named(token.text.strip_prefix('.')?))
         .map_or(1, |ty| ty.bits() as usize / 8);
-    while bytes.len() % variable.align as usize != 0 {
+    while !bytes.len().is_multiple_of(variable.align as usize) {
         bytes.push(0);
     }
     let place = bytes.len();
@@ -253,6 +253,7 @@ fn entry<'a>(cursor: &mut Cursor<'_, 'a>, globals: &Globals<'a>) -> Result<Kerne
         params: Vec::new(),
         param_bytes: 0,
         static_shared_bytes: 0,
+        dynamic_shared_at: 0,
         uses_dynamic_shared: false,
         local_bytes: 0,
         max_threads: None,
