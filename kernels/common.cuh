@@ -73,10 +73,17 @@ __device__ __forceinline__ void unpack(uint4 v, u32* words) {
     words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
 }
 __device__ __forceinline__ void unpack(uint2 v, u32* words) { words[0] = v.x, words[1] = v.y; }
-__device__ __forceinline__ void pack(const u32* words, uint4* v) {
-    *v = make_uint4(words[0], words[1], words[2], words[3]);
+
+// The compiler may take such stores apart, but does not put them together again.
+__device__ __forceinline__ void store_words(const u32* words, uint4* to) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
 }
-__device__ __forceinline__ void pack(const u32* words, uint2* v) { *v = make_uint2(words[0], words[1]); }
+__device__ __forceinline__ void store_words(const u32* words, uint2* to) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]), "r"(words[1])
+                 : "memory");
+}
 
 // N elements that nothing writes, `from` at a multiple of the bytes read at once.
 template <u32 N, class E> __device__ __forceinline__ Raw<E, N> load(const E* from) {
@@ -140,7 +147,7 @@ __device__ __forceinline__ void store_part(E* to, const float (&v)[N], u32 count
         words[i / PACKED] |= bits_of(narrow<E>(sum)) << 16 * (i % PACKED);
     }
 #pragma unroll
-    for (u32 i = 0; i < WORDS; i += EACH) pack(words + i, (V*)to + i / EACH);
+    for (u32 i = 0; i < WORDS; i += EACH) store_words(words + i, (V*)to + i / EACH);
 }
 
 // By its bits: a compiler may assume that floats are never NaN.
