@@ -32,7 +32,7 @@ __device__ __forceinline__ void finish(const ExpandParams& p, u32 row, u32 colum
 //         for every 1,024 terms:  list them; add each FEW_GROUPS-th
 //     the groups' sums one after the other
 constexpr u32 FEW_COLUMNS = 8; // a thread's
-constexpr u32 FEW_GROUPS = 1;  // of 64 threads, which share the terms
+constexpr u32 FEW_GROUPS = 4;  // of 64 threads, which share the terms
 constexpr u32 FEW_THREADS = 64 * FEW_GROUPS;
 constexpr u32 TERMS = 1024;
 

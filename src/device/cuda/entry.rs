@@ -83,7 +83,7 @@ impl Kernel {
             Self::ShrinkMany => ("shrink_many", 128, Named::XAndA),
             Self::ShrinkMma => ("shrink_mma", 256, Named::Half),
             Self::ShrinkRankSum => ("shrink_rank_sum", 128, Named::Nothing),
-            Self::ExpandFew => ("expand_few", 64, Named::XAndA),
+            Self::ExpandFew => ("expand_few", 256, Named::XAndA),
             Self::ExpandMany => ("expand_many", 128, Named::XAndA),
             Self::ExpandMma => ("expand_mma", 256, Named::Half),
             Self::BaseFew => ("base_few", 256, Named::X),
