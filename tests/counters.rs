@@ -90,10 +90,15 @@ fn useful(case: &Case) -> f64 {
     multiplied as f64 / 2048.0
 }
 
+/// The machine where it runs the kernels that ship for sm_80: the table is theirs.
 fn stand_in() -> Option<Box<dyn Subject>> {
-    let found = subjects().unwrap_or_else(|why| panic!("{why}")).into_iter().find(|s| s.is_stand_in());
+    let shipped = std::env::var_os("PTX_MACHINE_PTX").is_none();
+    let is_counted = |s: &dyn Subject| {
+        s.is_stand_in() && shipped && s.details().contains(&("kernels".into(), "sm_80".into()))
+    };
+    let found = subjects().unwrap_or_else(|why| panic!("{why}")).into_iter().find(|s| is_counted(s.as_ref()));
     if found.is_none() {
-        println!("not tested: no PTX machine here");
+        println!("not tested: no PTX machine here with the sm_80 kernels as shipped");
     }
     found
 }
