@@ -4,25 +4,11 @@
 #![cfg(feature = "cuda")]
 
 use molora::element::ElementType::{self, Bf16, F32};
+use molora_check::counters::{COLUMNS, Row, count, row};
 use molora_check::{Case, Inputs, Op, Subject, subjects};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
-/// Columns behind case and kernel. Each is better when smaller.
-const COLUMNS: [&str; 8] = [
-    "launches",
-    "warp_instructions",
-    "mma_per_useful",
-    "sectors_read",
-    "sectors_read_per_unique",
-    "loads_of_2_bytes",
-    "wavefronts",
-    "wavefronts_per_ideal",
-];
-
-type Row = [f64; COLUMNS.len()];
 type Table = BTreeMap<(String, String), Row>;
 
 fn path() -> PathBuf {
@@ -78,18 +64,6 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Tensor-core products that the problem itself needs.
-fn useful(case: &Case) -> f64 {
-    let routes: usize = case.routes() * case.max_rank();
-    let multiplied = match case.op {
-        Op::Shrink => routes * case.in_features,
-        Op::Expand => routes * case.out_features,
-        Op::Base => case.tokens * case.in_features * case.out_features,
-        _ => 0,
-    };
-    multiplied as f64 / 2048.0
-}
-
 /// The machine where it runs the kernels that ship for sm_80: the table is theirs.
 fn stand_in() -> Option<Box<dyn Subject>> {
     let shipped = std::env::var_os("PTX_MACHINE_PTX").is_none();
@@ -103,46 +77,21 @@ fn stand_in() -> Option<Box<dyn Subject>> {
     found
 }
 
-/// The counters of one call, by kernel.
-fn count(subject: &dyn Subject, case: &Case) -> BTreeMap<String, Value> {
-    // The machine counts for the whole process.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|p| p.into_inner());
+/// The figures of one call, by kernel.
+fn rows(subject: &dyn Subject, case: &Case) -> BTreeMap<String, Row> {
     let inputs = Inputs::new(case);
-    let mut once = subject.timer(&inputs).unwrap();
-    subject.take_counters().unwrap();
-    once(1).unwrap();
-    let text = subject.take_counters().unwrap().expect("a stand-in counts");
-    serde_json::from_str(&text).unwrap()
-}
-
-fn sum(widths: &Value, field: &str) -> f64 {
-    widths.as_object().into_iter().flatten().filter_map(|(_, w)| w[field].as_f64()).sum()
-}
-
-fn row(case: &Case, counters: &Value) -> Row {
-    let number = |value: &Value| value.as_f64().unwrap_or_default();
-    let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { (a / b * 1000.0).round() / 1000.0 };
-    let sectors = sum(&counters["global_loads"], "sectors") + sum(&counters["async_copies"], "sectors");
-    let shared = ["shared_loads", "shared_stores", "shared_copies"];
-    let shared = |field: &str| shared.iter().map(|kind| number(&counters[kind][field])).sum::<f64>();
-    [
-        number(&counters["launches"]),
-        number(&counters["warp_instructions"]),
-        ratio(number(&counters["mma_issued"]), useful(case)),
-        sectors,
-        ratio(sectors, number(&counters["unique_read"]["sectors"])),
-        number(&counters["global_loads"]["2"]["requests"]),
-        shared("wavefronts"),
-        ratio(shared("wavefronts"), shared("ideal")),
-    ]
+    let counters = count(subject, &inputs).unwrap().expect("a stand-in counts");
+    counters
+        .into_iter()
+        .map(|(kernel, counters)| (kernel.clone(), row(&inputs, &kernel, &counters)))
+        .collect()
 }
 
 fn measured(subject: &dyn Subject) -> Table {
     let mut table = Table::new();
     for case in cases() {
-        for (kernel, counters) in count(subject, &case) {
-            table.insert((case.to_string(), kernel), row(&case, &counters));
+        for (kernel, row) in rows(subject, &case) {
+            table.insert((case.to_string(), kernel), row);
         }
     }
     table
@@ -199,11 +148,11 @@ fn the_peers_are_beaten() {
     let shrink = sized(Op::Shrink, PEERS, Bf16);
     let expand = sized(Op::Expand, PEERS, Bf16);
     let one = |case: &Case| {
-        let counters = count(subject.as_ref(), case);
-        assert_eq!(counters.len(), 1, "one launch: {:?}", counters.keys());
-        let (kernel, counters) = counters.into_iter().next().unwrap();
+        let rows = rows(subject.as_ref(), case);
+        assert_eq!(rows.len(), 1, "one launch: {:?}", rows.keys());
+        let (kernel, row) = rows.into_iter().next().unwrap();
         assert!(kernel.contains("_mma_"), "tensor cores: {kernel}");
-        row(case, &counters)
+        row
     };
     let (shrink_row, expand_row) = (one(&shrink), one(&expand));
     for (name, row) in [("shrink", shrink_row), ("expand", expand_row)] {

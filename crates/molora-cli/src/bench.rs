@@ -2,9 +2,11 @@
 //! counts the lines carry counters and never a time.
 
 use crate::verify::{chosen, progress};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use molora_check::counters;
 use molora_check::report::{HEADING, Line, line, measure};
 use molora_check::{Case, Inputs, Op, Outcome, Subject, bench};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -48,7 +50,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let bar = progress(subjects.len() * cases.len());
     for subject in &subjects {
         if !args.json {
-            let heading = if subject.is_stand_in() { "case | counters of one call" } else { HEADING };
+            let heading = if subject.is_stand_in() {
+                format!("case | kernel | {}", counters::COLUMNS.join(" | "))
+            } else {
+                HEADING.to_string()
+            };
             bar.suspend(|| println!("{}\n{heading}", subject.name()));
         }
         for case in &cases {
@@ -87,14 +93,24 @@ enum Row {
 struct Counted {
     case: String,
     device: String,
-    counters: serde_json::Value,
+    /// By kernel, under [`counters::COLUMNS`]: what the text shows.
+    #[serde(skip)]
+    rows: BTreeMap<String, counters::Row>,
+    counters: BTreeMap<String, serde_json::Value>,
 }
 
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Times(line) => line.fmt(f),
-            Self::Counters(Counted { case, counters, .. }) => write!(f, "{case} | {counters}"),
+            Self::Counters(Counted { case, rows, .. }) => {
+                for (i, (kernel, row)) in rows.iter().enumerate() {
+                    let figures: Vec<String> = row.iter().map(f64::to_string).collect();
+                    let end = if i == 0 { "" } else { "\n" };
+                    write!(f, "{end}{case} | {kernel} | {}", figures.join(" | "))?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -105,14 +121,13 @@ fn count(subject: &dyn Subject, case: &Case) -> Result<Result<Counted, String>> 
     if let Some(why) = refused(subject, &inputs)? {
         return Ok(Err(why));
     }
-    let mut once = subject.timer(&inputs)?;
-    subject.take_counters()?;
-    once(1)?;
-    let Some(counters) = subject.take_counters()? else {
+    let Some(counters) = counters::count(subject, &inputs)? else {
         return Ok(Err("not counted: the machine has no counters".into()));
     };
-    let counters = serde_json::from_str(&counters).context("the machine's counters")?;
-    Ok(Ok(Counted { case: case.label(subject.kind()), device: subject.name(), counters }))
+    let row =
+        |(kernel, all): (&String, &serde_json::Value)| (kernel.clone(), counters::row(&inputs, kernel, all));
+    let rows = counters.iter().map(row).collect();
+    Ok(Ok(Counted { case: case.label(subject.kind()), device: subject.name(), rows, counters }))
 }
 
 /// Why the device cannot run a case; a wrong answer is an error.
