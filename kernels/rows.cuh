@@ -1,32 +1,35 @@
 // Few rows: one row of w times up to eight rows of x by one warp, which reads w once for all of them.
 //
-// Lane l adds the eights l, l + 32, .. of the inner dimension, then the 32 sums are added as a tree: one order,
-// whatever the other rows and wherever the rows begin.
+// Lane l adds the parts l, l + 32, .. of the inner dimension, eights or (where all is f32) fours, so that a load takes
+// whole sectors; then the 32 sums are added as a tree: one order, whatever the other rows and wherever the rows begin.
 #pragma once
 
 #include "common.cuh"
 
-// Adds STEPS eights of each row while they last; all loads come before the first product.
+template <class W, class X> constexpr u32 PART = sizeof(W) == 4 && sizeof(X) == 4 ? 4 : 8;
+
+// Adds STEPS parts of each row while they last; all loads come before the first product.
 template <u32 STEPS, bool VECTOR, u32 ROWS, class W, class X>
 __device__ __forceinline__ void
-add_eights(const W* w, const X* const (&x)[ROWS], u32 k, u32& i, float (&even)[ROWS], float (&odd)[ROWS]) {
+add_parts(const W* w, const X* const (&x)[ROWS], u32 k, u32& i, float (&even)[ROWS], float (&odd)[ROWS]) {
+    constexpr u32 N = PART<W, X>;
 #pragma unroll 1
-    for (; i + 256 * (STEPS - 1) + 8 <= k; i += 256 * STEPS) {
-        Raw<W, 8> v[STEPS];
-        Raw<X, 8> u[STEPS][ROWS];
+    for (; i + 32 * N * (STEPS - 1) + N <= k; i += 32 * N * STEPS) {
+        Raw<W, N> v[STEPS];
+        Raw<X, N> u[STEPS][ROWS];
 #pragma unroll
         for (u32 s = 0; s < STEPS; s++) {
-            u32 at = i + 256 * s;
-            v[s] = VECTOR ? load<8>(w + at) : load_each<8>(w + at, 8);
+            u32 at = i + 32 * N * s;
+            v[s] = VECTOR ? load<N>(w + at) : load_each<N>(w + at, N);
 #pragma unroll
-            for (u32 m = 0; m < ROWS; m++) u[s][m] = VECTOR ? load<8>(x[m] + at) : load_each<8>(x[m] + at, 8);
+            for (u32 m = 0; m < ROWS; m++) u[s][m] = VECTOR ? load<N>(x[m] + at) : load_each<N>(x[m] + at, N);
         }
 #pragma unroll
         for (u32 s = 0; s < STEPS; s++) {
 #pragma unroll
             for (u32 m = 0; m < ROWS; m++) {
 #pragma unroll
-                for (u32 j = 0; j < 8; j += 2) {
+                for (u32 j = 0; j < N; j += 2) {
                     even[m] = fmaf(raw_at(v[s], j), raw_at(u[s][m], j), even[m]);
                     odd[m] = fmaf(raw_at(v[s], j + 1), raw_at(u[s][m], j + 1), odd[m]);
                 }
@@ -39,12 +42,12 @@ add_eights(const W* w, const X* const (&x)[ROWS], u32 k, u32& i, float (&even)[R
 template <bool VECTOR, u32 ROWS, class W, class X>
 __device__ __forceinline__ void dot_rows(const W* w, const X* const (&x)[ROWS], u32 k, float (&sums)[ROWS]) {
     float even[ROWS] = {}, odd[ROWS] = {}; // two sums a row: half the time waiting for the last product
-    u32 i = 8 * (threadIdx.x % 32);
-    if constexpr (VECTOR && ROWS == 1) add_eights<4, VECTOR>(w, x, k, i, even, odd);
-    if constexpr (VECTOR && ROWS <= 2) add_eights<2, VECTOR>(w, x, k, i, even, odd);
-    add_eights<1, VECTOR>(w, x, k, i, even, odd);
+    u32 i = PART<W, X> * (threadIdx.x % 32);
+    if constexpr (VECTOR && ROWS == 1) add_parts<4, VECTOR>(w, x, k, i, even, odd);
+    if constexpr (VECTOR && ROWS <= 2) add_parts<2, VECTOR>(w, x, k, i, even, odd);
+    add_parts<1, VECTOR>(w, x, k, i, even, odd);
 #pragma unroll 1
-    for (; i < k; i++) { // one lane's, fewer than eight
+    for (; i < k; i++) { // one lane's, fewer than a part
         float v = widen(load_one(w + i));
 #pragma unroll
         for (u32 m = 0; m < ROWS; m++) even[m] = fmaf(v, widen(load_one(x[m] + i)), even[m]);
