@@ -58,7 +58,7 @@ fn cases() -> Vec<Case> {
     }
     cases.extend([Op::Shrink, Op::Expand].map(|op| sized(op, PEERS, F32)));
     cases.extend(
-        [(Bf16, 1), (Bf16, 8), (Bf16, 128), (F32, 64)]
+        [(Bf16, 1), (Bf16, 8), (Bf16, 128), (F32, 1), (F32, 64)]
             .map(|(element, tokens)| sized(Op::Base, (tokens, 1024, 512, 1, 1, 1), element)),
     );
     cases
