@@ -14,6 +14,7 @@ mod shadow;
 mod shared;
 
 pub use block::Block;
+pub use clocks::Arrival;
 pub use device::Device;
 pub use launch::Launch;
 
