@@ -562,3 +562,17 @@ fn who_only_arrives_learns_nothing_and_promises_nothing_later() {
         assert_eq!(kind(bench.load(0, 1, 4, |_| 64)), Some(Kind::SharedRace), "it did not wait");
     });
 }
+
+#[test]
+fn the_host_sees_that_nothing_was_written() {
+    let mut device = Device::default();
+    let at = device.alloc(200);
+    device.write(at + 3, &[5; 100]).unwrap();
+    let mut bytes = [0; 150];
+    device.read(at + 1, &mut bytes).unwrap();
+    let due = |index: usize| if (2..102).contains(&index) { 5 } else { 0xff };
+    assert!(bytes.iter().enumerate().all(|(index, &byte)| byte == due(index)), "{bytes:?}");
+    assert_eq!(device.fill(at + 2, &[1, 2, 3, 4], 1).unwrap_err().kind, Kind::Misaligned);
+    assert!(device.fill(at, &[1, 2, 3, 4], usize::MAX).is_err());
+    assert!(device.successor().alloc(4) > at, "no address twice");
+}

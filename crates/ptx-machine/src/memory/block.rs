@@ -65,7 +65,7 @@ impl Block {
 /// How an access may meet others.
 pub(super) fn strength(order: Order, scope: Scope) -> Strength {
     match (order, scope) {
-        (Order::Weak, _) => Strength::Weak,
+        (Order::Weak | Order::ReadOnly, _) => Strength::Weak,
         (_, Scope::Block) => Strength::Block,
         (_, Scope::Device) => Strength::Device,
     }
