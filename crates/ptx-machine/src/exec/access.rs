@@ -1,9 +1,9 @@
 //! Loads, stores and asynchronous copies.
 
-use super::{CONSTANT_WINDOW, LOCAL_WINDOW, PARAM_WINDOW};
 use super::registers::{Long, Warp};
 use super::warp::Core;
 use super::windows::{load_own, outside, store_own};
+use super::{CONSTANT_WINDOW, LOCAL_WINDOW, PARAM_WINDOW};
 use crate::fault::{Kind, Trouble};
 use crate::memory::{Block, Lanes, SHARED_WINDOW, Values};
 use crate::ptx::op::{Access, Addr, NONE, Op, SourceBytes, Space};

@@ -223,7 +223,12 @@ impl Device {
             return Ok(());
         }
         if !address.is_multiple_of(pattern.len() as u64) {
-            return Err(trouble(Kind::Misaligned, 0, address, format!("a pattern of {} bytes", pattern.len())));
+            return Err(trouble(
+                Kind::Misaligned,
+                0,
+                address,
+                format!("a pattern of {} bytes", pattern.len()),
+            ));
         }
         let (allocation, at) = self.host(address, bytes)?;
         let data = &mut allocation.data[at..at + bytes];

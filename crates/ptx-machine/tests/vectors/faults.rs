@@ -100,7 +100,8 @@ fn faults_of_memory_name_their_thread() {
     let body = ".shared .align 4 .b8 cell[64];\nshl.b32 %r0, %tid, 2;\nld.shared.u32 %r1, [%r0];";
     assert_fault(body, 32, Kind::Uninitialised, "ld.shared.u32 %r1");
     // An address of another space than the instruction names.
-    let cell = ".shared .align 4 .b8 cell[64];\nmov.u64 %d0, cell; cvta.shared.u64 %d0, %d0; st.u32 [%d0], 1;\n";
+    let cell =
+        ".shared .align 4 .b8 cell[64];\nmov.u64 %d0, cell; cvta.shared.u64 %d0, %d0; st.u32 [%d0], 1;\n";
     for access in ["ld.global.u32 %r1, [%d0]", "st.global.u32 [%d0], 2", "ld.local.u32 %r1, [%d0]"] {
         assert_fault(&format!("{cell}{access};"), 1, Kind::OutOfBounds, access);
     }
