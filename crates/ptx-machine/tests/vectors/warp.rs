@@ -183,12 +183,12 @@ fn masks_may_name_lanes_that_are_gone() {
          GONE: exit;
          END:";
     let out = run_threads(body, 40, &[], 2).unwrap();
-    for thread in 0..40 {
+    for (thread, (&votes, &sum)) in out[0].iter().zip(&out[1]).enumerate() {
         let due = match thread {
-            3 => [9, 9],
-            32.. => [0xfb, 8],
-            _ => [!8, 31],
+            3 => (9, 9),
+            32.. => (0xfb, 8),
+            _ => (!8, 31),
         };
-        assert_eq!([out[0][thread], out[1][thread]], due, "{thread}");
+        assert_eq!((votes, sum), due, "{thread}");
     }
 }
