@@ -340,5 +340,43 @@ fn modules_that_are_refused() {
         assert_eq!(code(load("no PTX", "add")), CUresult::CUDA_ERROR_INVALID_PTX);
         let broken = PTX.replace(".visible .entry poke(", ".visible .entry poke((");
         assert_eq!(code(load(&broken, "add")), CUresult::CUDA_ERROR_INVALID_PTX);
+        let large = ".version 7.0\n.target sm_75\n.address_size 64\n.visible .entry k()\n{\n\
+             .shared .align 4 .b8 s[49156];\n.reg .b32 %r<2>;\nmov.u32 %r0, s;\nret;\n}\n";
+        assert_eq!(code(load(large, "k")), CUresult::CUDA_ERROR_INVALID_PTX);
+        assert!(load(&large.replace("49156", "49152"), "k").is_ok());
+    });
+}
+
+#[test]
+fn an_environment_that_is_refused() {
+    let variables = [("PTX_MACHINE_SM", "sm_80"), ("PTX_MACHINE_SEEDS", "1")];
+    let said = on_machine("an_environment_that_is_refused", &variables, || {
+        assert_eq!(code(result::init()), CUresult::CUDA_ERROR_INVALID_VALUE);
+        assert!(CudaContext::new(0).is_err());
+    });
+    if let Some(said) = said {
+        assert!(said.contains("PTX_MACHINE_SM=sm_80 is not the compute capability"), "{said}");
+        assert!(said.contains("PTX_MACHINE_SEEDS is no variable"), "{said}");
+    }
+}
+
+#[test]
+fn nothing_of_before_is_valid_after_a_reset() {
+    on_machine("nothing_of_before_is_valid_after_a_reset", &[], || {
+        let _context = CudaContext::new(0).unwrap();
+        // SAFETY: plain calls with live pointers; the freed address is only given back to the machine.
+        unsafe {
+            let old = result::malloc_sync(256).unwrap();
+            let mut words = [0_u32; 2];
+            assert_eq!(code(result::memset_d8_sync(old + 1, 0, 3)), CUresult::CUDA_SUCCESS);
+            result::memcpy_dtoh_sync(&mut words, old).unwrap();
+            assert_eq!(words, [0x0000_00ff, u32::MAX], "what nothing wrote is no zero");
+            let context = result::primary_ctx::retain(0).unwrap();
+            assert_eq!(code(result::ctx::set_current(8 as _)), CUresult::CUDA_ERROR_INVALID_CONTEXT);
+            assert_eq!(result::ctx::get_current().unwrap(), Some(context), "a refused one changes nothing");
+            cudarc::driver::sys::cuDevicePrimaryCtxReset_v2(0).result().unwrap();
+            assert_ne!(result::malloc_sync(256).unwrap(), old);
+            assert_eq!(code(result::memcpy_dtoh_sync(&mut words, old)), CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
     });
 }

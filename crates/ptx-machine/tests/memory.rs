@@ -36,7 +36,7 @@ impl Bench<'_, '_> {
         self.block.copy_async(self.launch, &by_lane(to), &lanes, &[count; 32])
     }
     fn barrier(&mut self) {
-        self.block.barrier(&[(0, ALL), (1, ALL), (2, ALL), (3, ALL)]);
+        self.block.barrier(&[(0, ALL), (1, ALL), (2, ALL), (3, ALL)], &[]);
     }
 }
 
@@ -186,10 +186,10 @@ fn shared_races_between_warps() {
 fn a_barrier_of_some_warps_orders_only_them() {
     with(|bench, _| {
         bench.store(0, ALL, 4, |lane| lane * 4).unwrap();
-        bench.block.barrier(&[(0, ALL), (1, ALL)]);
+        bench.block.barrier(&[(0, ALL), (1, ALL)], &[]);
         bench.load(1, ALL, 4, |lane| lane * 4).unwrap();
         assert_eq!(kind(bench.load(2, ALL, 4, |lane| lane * 4)), Some(Kind::SharedRace));
-        bench.block.barrier(&[(1, ALL), (2, ALL)]);
+        bench.block.barrier(&[(1, ALL), (2, ALL)], &[]);
         bench.load(2, ALL, 4, |lane| lane * 4).unwrap();
     });
 }
@@ -325,7 +325,7 @@ fn global_races() {
         assert!(trouble.detail.contains("lane 0) of block 0"), "{}", trouble.detail);
         assert_eq!(kind(load((one, 1, 1), launch, data, WEAK)), Some(Kind::GlobalRace), "within the block");
         assert_eq!(kind(load((one, 0, 2), launch, data, WEAK)), Some(Kind::GlobalRace), "within the warp");
-        one.barrier(&[(0, ALL), (1, ALL)]);
+        one.barrier(&[(0, ALL), (1, ALL)], &[]);
         load((one, 1, 1), launch, data, WEAK).unwrap();
         assert_eq!(kind(store((two, 0, 1), launch, data, WEAK)), Some(Kind::GlobalRace));
         load((one, 0, ALL), launch, data + 8, WEAK).unwrap();
@@ -373,10 +373,10 @@ fn pass(
 ) -> Option<Kind> {
     two_blocks(|launch, one, two, data, flag| {
         store((one, 1, 1), launch, data, WEAK).unwrap();
-        one.barrier(&[(0, ALL), (1, ALL)]);
+        one.barrier(&[(0, ALL), (1, ALL)], &[]);
         write(one, launch, flag);
         read(two, launch, flag);
-        two.barrier(&[(0, ALL), (1, ALL)]);
+        two.barrier(&[(0, ALL), (1, ALL)], &[]);
         kind(load((two, 1, 1), launch, data, WEAK))
     })
 }
@@ -434,9 +434,9 @@ fn the_last_block_sums() {
                 store((block, warp, 1), launch, at + u64::from(warp) * 4, WEAK).unwrap();
                 block.fence(launch, warp, ALL, Order::AcquireRelease, Scope::Device);
             }
-            block.barrier(&[(0, ALL), (1, ALL)]);
+            block.barrier(&[(0, ALL), (1, ALL)], &[]);
             add((block, 0, 1), launch, counter, relaxed).unwrap();
-            block.barrier(&[(0, ALL), (1, ALL)]);
+            block.barrier(&[(0, ALL), (1, ALL)], &[]);
         }
         assert_eq!(kind(load((two, 1, 1), launch, data + 4, WEAK)), Some(Kind::GlobalRace), "no fence yet");
         for warp in 0..2 {
@@ -546,4 +546,33 @@ fn cost() {
         }
         time("block of 48 KiB", Box::new(|_| drop(Block::new(0, 48 << 10, 128))));
     });
+}
+
+#[test]
+fn who_only_arrives_learns_nothing_and_promises_nothing_later() {
+    // Warp 0 arrives and goes on; warp 1 waits.
+    with(|bench, _| {
+        bench.store(0, 1, 4, |_| 0).unwrap();
+        bench.store(1, 1, 4, |_| 64).unwrap();
+        let arrival = bench.block.arrive(0);
+        bench.store(0, 1, 4, |_| 128).unwrap();
+        bench.block.barrier(&[(1, ALL)], &[arrival]);
+        assert_eq!(kind(bench.load(1, 1, 4, |_| 0)), None, "before the arrival");
+        assert_eq!(kind(bench.load(1, 1, 4, |_| 128)), Some(Kind::SharedRace), "after the arrival");
+        assert_eq!(kind(bench.load(0, 1, 4, |_| 64)), Some(Kind::SharedRace), "it did not wait");
+    });
+}
+
+#[test]
+fn the_host_sees_that_nothing_was_written() {
+    let mut device = Device::default();
+    let at = device.alloc(200);
+    device.write(at + 3, &[5; 100]).unwrap();
+    let mut bytes = [0; 150];
+    device.read(at + 1, &mut bytes).unwrap();
+    let due = |index: usize| if (2..102).contains(&index) { 5 } else { 0xff };
+    assert!(bytes.iter().enumerate().all(|(index, &byte)| byte == due(index)), "{bytes:?}");
+    assert_eq!(device.fill(at + 2, &[1, 2, 3, 4], 1).unwrap_err().kind, Kind::Misaligned);
+    assert!(device.fill(at, &[1, 2, 3, 4], usize::MAX).is_err());
+    assert!(device.successor().alloc(4) > at, "no address twice");
 }

@@ -88,7 +88,7 @@ fn shared_program(seed: u64, warps: u32, atomics: bool) -> (bool, bool) {
     let fill =
         Lanes { warp: 0, mask: 0xf, address: &std::array::from_fn(|lane| lane as u64 * 16), bytes: 16 };
     block.store_shared(&mut launch, &fill, &Values::default()).unwrap();
-    block.barrier(&everyone);
+    block.barrier(&everyone, &[]);
     let mut definition = Definition::new((warps * LANES) as usize);
     // Some programs synchronise rarely, some so often that they go far.
     let often = seed % 4 * 8;
@@ -96,7 +96,7 @@ fn shared_program(seed: u64, warps: u32, atomics: bool) -> (bool, bool) {
         let warp = random.below(u64::from(warps)) as u32;
         match random.below(10 + often) {
             10.. => {
-                block.barrier(&everyone);
+                block.barrier(&everyone, &[]);
                 definition.join(&(0..(warps * LANES) as usize).collect::<Vec<_>>());
             }
             0 => {
@@ -105,7 +105,7 @@ fn shared_program(seed: u64, warps: u32, atomics: bool) -> (bool, bool) {
             }
             1 | 2 => {
                 let other = (warp + 1 + random.below(u64::from(warps) - 1) as u32) % warps;
-                block.barrier(&[(warp, !0), (other, !0)]);
+                block.barrier(&[(warp, !0), (other, !0)], &[]);
                 definition.join(&[lanes_of(warp), lanes_of(other)].concat());
             }
             choice => {
@@ -169,7 +169,7 @@ fn global_program(seed: u64) -> (bool, bool) {
         let mut values = Values::default();
         match random.below(12) {
             0 => {
-                block.barrier(&[(0, !0), (1, !0)]);
+                block.barrier(&[(0, !0), (1, !0)], &[]);
                 let first = index as u32 * 2;
                 definition.join(&[lanes_of(first), lanes_of(first + 1)].concat());
             }

@@ -3,7 +3,59 @@
 use std::env;
 use std::str::FromStr;
 
-/// A number from the environment; what does not parse counts as absent.
+use super::codes::Code;
+
+/// A variable, what it must hold, and whether it does.
+type Variable = (&'static str, &'static str, fn(&str) -> bool);
+
+const VARIABLES: [Variable; 8] = [
+    ("PTX_MACHINE_SM", "the compute capability of a device, such as 80", is_device),
+    ("PTX_MACHINE_DRIVER", "a driver's version, such as 12000", |text| in_range(text, 9000, 20_000)),
+    ("PTX_MACHINE_SEED", "a number", |text| in_range(text, 0, u64::MAX)),
+    ("PTX_MACHINE_RESIDENT", "a number of blocks", |text| in_range(text, 1, u64::from(u32::MAX))),
+    ("PTX_MACHINE_LIMIT", "a number of instructions", |text| in_range(text, 1, u64::MAX)),
+    ("PTX_MACHINE_SITES", "0 or 1", |text| in_range(text, 0, 1)),
+    ("PTX_MACHINE_PTX", "a file", |text| !text.is_empty()),
+    ("PTX_MACHINE_COUNTERS", "a file", |text| !text.is_empty()),
+];
+
+fn is_device(text: &str) -> bool {
+    const DEVICES: [u32; 19] =
+        [50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121];
+    text.parse().is_ok_and(|sm| DEVICES.contains(&sm))
+}
+
+fn in_range(text: &str, least: u64, most: u64) -> bool {
+    text.parse().is_ok_and(|number: u64| (least..=most).contains(&number))
+}
+
+/// What is wrong with a variable of the machine's; none for others.
+fn wrong(name: &str, value: Option<&str>) -> Option<String> {
+    if !name.starts_with("PTX_MACHINE_") {
+        return None;
+    }
+    let Some((_, what, holds)) = VARIABLES.iter().find(|variable| variable.0 == name) else {
+        return Some(format!("{name} is no variable of the machine"));
+    };
+    match value {
+        Some(value) if holds(value.trim()) => None,
+        _ => Some(format!("{name}={} is not {what}", value.unwrap_or("?"))),
+    }
+}
+
+/// Refuses an environment that does not say what it seems to say.
+pub fn check_environment() -> Result<(), Code> {
+    let mut good = true;
+    for (name, value) in env::vars_os() {
+        if let Some(why) = name.to_str().and_then(|name| wrong(name, value.to_str())) {
+            eprintln!("ptx machine: {why}");
+            good = false;
+        }
+    }
+    if good { Ok(()) } else { Err(Code::INVALID_VALUE) }
+}
+
+/// A number from the environment, which [`check_environment`] has seen.
 pub fn number<T: FromStr>(name: &str) -> Option<T> {
     env::var(name).ok()?.trim().parse().ok()
 }
@@ -134,6 +186,31 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_that_are_refused() {
+        for (name, value) in
+            [("SM", "80"), ("DRIVER", "12080"), ("SEED", " 7 "), ("SITES", "1"), ("RESIDENT", "1")]
+        {
+            assert_eq!(wrong(&format!("PTX_MACHINE_{name}"), Some(value)), None);
+        }
+        for (name, value) in [
+            ("SM", "sm_80"),
+            ("SM", "8.0"),
+            ("SM", "81"),
+            ("SM", ""),
+            ("DRIVER", "12.4"),
+            ("SEED", "-1"),
+            ("RESIDENT", "0"),
+            ("LIMIT", "1e9"),
+            ("SITES", "yes"),
+            ("PTX", ""),
+            ("SEEDS", "1"),
+        ] {
+            assert!(wrong(&format!("PTX_MACHINE_{name}"), Some(value)).is_some(), "{name}={value}");
+        }
+        assert_eq!(wrong("PATH", None), None);
+    }
 
     #[test]
     fn ptx_of_drivers() {

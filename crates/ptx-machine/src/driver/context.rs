@@ -28,8 +28,12 @@ fn device(device: i32) -> Result<(), Code> {
 #[unsafe(no_mangle)]
 extern "C" fn cuInit(flags: u32) -> i32 {
     call(|machine| {
+        if flags != 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        super::config::check_environment()?;
         machine.initialized = true;
-        if flags == 0 { Ok(()) } else { Err(Code::INVALID_VALUE) }
+        Ok(())
     })
 }
 
@@ -142,15 +146,14 @@ fn known(context: usize) -> Result<(), Code> {
 #[unsafe(no_mangle)]
 extern "C" fn cuCtxSetCurrent(context: usize) -> i32 {
     initialized(|_| {
+        if context != 0 {
+            known(context)?;
+        }
         CURRENT.with_borrow_mut(|stack| {
             stack.pop();
-            if context == 0 {
-                return Ok(());
-            }
-            known(context)?;
-            stack.push(context);
-            Ok(())
-        })
+            stack.extend((context != 0).then_some(context));
+        });
+        Ok(())
     })
 }
 

@@ -66,7 +66,8 @@ impl Machine {
     pub fn reset(&mut self) {
         let (config, last_handle) = (self.config.clone(), self.last_handle);
         let counters = std::mem::take(&mut self.counters);
-        *self = Self { config, initialized: true, counters, last_handle, ..Self::default() };
+        let device = self.device.successor();
+        *self = Self { config, initialized: true, device, counters, last_handle, ..Self::default() };
     }
 
     /// A function.

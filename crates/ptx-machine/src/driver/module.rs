@@ -91,6 +91,16 @@ impl Machine {
             eprintln!("ptx machine: {error}");
             Code::INVALID_PTX
         })?;
+        // As ptxas does.
+        if let Some(kernel) =
+            parsed.kernels.values().find(|kernel| kernel.static_shared_bytes > SHARED_DEFAULT)
+        {
+            let (name, bytes) = (&kernel.name, kernel.static_shared_bytes);
+            eprintln!(
+                "ptx machine: {name} has {bytes} bytes of static shared memory, at most {SHARED_DEFAULT}"
+            );
+            return Err(Code::INVALID_PTX);
+        }
         let handle = self.handle();
         self.modules.insert(handle, Loaded { text: Arc::new(parsed) });
         module.give(handle)

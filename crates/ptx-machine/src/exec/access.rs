@@ -1,9 +1,9 @@
 //! Loads, stores and asynchronous copies.
 
-use super::LOCAL_WINDOW;
 use super::registers::{Long, Warp};
 use super::warp::Core;
-use super::windows::{load_own, store_own};
+use super::windows::{load_own, outside, store_own};
+use super::{CONSTANT_WINDOW, LOCAL_WINDOW, PARAM_WINDOW};
 use crate::fault::{Kind, Trouble};
 use crate::memory::{Block, Lanes, SHARED_WINDOW, Values};
 use crate::ptx::op::{Access, Addr, NONE, Op, SourceBytes, Space};
@@ -45,13 +45,28 @@ pub fn shared_offsets(address: &Long) -> Long {
     address.map(|address| address.wrapping_sub(SHARED_WINDOW))
 }
 
-/// The space that decides where an access goes: addresses of windows may come without their space.
+/// The space that decides where an access goes. One that the instruction names holds all its addresses; the module's
+/// variables, which stand in a window, are global too.
 #[inline]
-pub fn goes_to(space: Space, address: &Long, mask: u32) -> Space {
+pub fn goes_to(space: Space, address: &Long, mask: u32) -> Result<Space, Trouble> {
     match space {
-        Space::Global if address[mask.trailing_zeros() as usize & 31] < SHARED_WINDOW => Space::Global,
-        Space::Shared => Space::Shared,
-        _ => Space::Generic,
+        Space::Global if address[mask.trailing_zeros() as usize & 31] < SHARED_WINDOW => Ok(Space::Global),
+        Space::Shared | Space::Generic => Ok(space),
+        _ => in_window(space, address, mask),
+    }
+}
+
+#[inline(never)]
+fn in_window(space: Space, address: &Long, mask: u32) -> Result<Space, Trouble> {
+    let (window, what) = match space {
+        Space::Param => (PARAM_WINDOW..u64::MAX, "the parameters"),
+        Space::Local => (LOCAL_WINDOW..CONSTANT_WINDOW, "local memory"),
+        Space::Const => (CONSTANT_WINDOW..PARAM_WINDOW, "the module's constants"),
+        _ => (CONSTANT_WINDOW..PARAM_WINDOW, "global memory"),
+    };
+    match each_lane(mask).find(|&lane| !window.contains(&address[lane])) {
+        Some(lane) => Err(outside(lane as u32, address[lane], what)),
+        None => Ok(Space::Generic),
     }
 }
 
@@ -67,7 +82,7 @@ pub fn load(
     let address = addresses(warp, access.addr);
     let mut out: Values = [[0; 4]; 32];
     let lanes = Lanes { warp: warp.id, mask, address: &address, bytes: size * u32::from(access.count) };
-    match goes_to(access.space, &address, mask) {
+    match goes_to(access.space, &address, mask)? {
         Space::Shared => memory.load_shared(&mut core.launch, &lanes, &mut out)?,
         Space::Global => {
             memory.load_global(&mut core.launch, &lanes, access.order, access.scope, &mut out)?
@@ -141,7 +156,7 @@ pub fn store(
         give(warp, access, place, index, &mut values);
     }
     let lanes = Lanes { warp: warp.id, mask, address: &address, bytes: size * u32::from(access.count) };
-    match goes_to(access.space, &address, mask) {
+    match goes_to(access.space, &address, mask)? {
         Space::Shared => memory.store_shared(&mut core.launch, &lanes, &values),
         Space::Global => memory.store_global(&mut core.launch, &lanes, access.order, access.scope, &values),
         _ => {

@@ -162,9 +162,11 @@ fn rare(op: &Op, warp: &mut Warp, mask: u32) {
             }));
             put(&mut warp.words[usize::from(d)], &value, mask);
         }
-        Op::Slct { long, float, d, a, b, c } => {
+        Op::Slct { long, float, ftz, d, a, b, c } => {
             let c = &warp.words[usize::from(c)];
             let first = match float {
+                // Flushed, a negative subnormal is -0, which counts as not negative.
+                true if ftz => holds!(z in c => super::float::flush(f32::from_bits(z)) >= 0.0),
                 true => holds!(z in c => f32::from_bits(z) >= 0.0),
                 false => holds!(z in c => z as i32 >= 0),
             };

@@ -27,7 +27,7 @@ pub fn atom(
     let mut change = |lane: u32, old: u64| changed(f, bytes, old, b[lane as usize], c[lane as usize]);
     let mut out: Values = [[0; 4]; 32];
     let lanes = Lanes { warp: warp.id, mask, address: &address, bytes: u32::from(bytes) };
-    match goes_to(space, &address, mask) {
+    match goes_to(space, &address, mask)? {
         Space::Shared => memory.atomic_shared(&mut core.launch, &lanes, &mut change, &mut out)?,
         Space::Global => {
             memory.atomic_global(&mut core.launch, &lanes, order, scope, &mut change, &mut out)?;

@@ -8,6 +8,7 @@ use super::grid::Block;
 use super::lanes::put;
 use super::warp::{Core, Stop};
 use crate::fault::Kind;
+use crate::memory::Arrival;
 use crate::ptx::op::{BarrierMode, NONE, Op};
 
 /// One barrier.
@@ -19,8 +20,8 @@ struct Barrier {
     due: Option<u32>,
     /// Reduces?
     red: bool,
-    /// Warp and lanes of each arrival.
-    participants: Vec<(u32, u32)>,
+    /// What those brought who do not wait.
+    arrivals: Vec<Arrival>,
     /// Arrivals that wait: warp, lanes, program counter.
     sleepers: Vec<(u32, u32, u32)>,
     /// Threads whose predicate held, and all threads, of a reduction.
@@ -56,7 +57,7 @@ pub fn arrive(core: &Core<'_>, block: &mut Block, warp: u32, pc: u32, mask: u32)
     if due.is_some_and(|due| due == 0 || due % 32 != 0) {
         return wrong(format!("barrier {id} for {due:?} threads, no multiple of 32"));
     }
-    if !barrier.participants.is_empty() && (barrier.due != due || barrier.red != red) {
+    if barrier.arrived != 0 && (barrier.due != due || barrier.red != red) {
         return wrong(format!(
             "barrier {id}: others came with {:?} threads due, these with {due:?}",
             barrier.due
@@ -65,7 +66,6 @@ pub fn arrive(core: &Core<'_>, block: &mut Block, warp: u32, pc: u32, mask: u32)
     barrier.due = due;
     barrier.red = red;
     barrier.arrived += if due.is_some() && aligned { 32 } else { mask.count_ones() };
-    barrier.participants.push((warp, mask));
     if red {
         let holds = lanes.preds[usize::from(a)] ^ if not { u32::MAX } else { 0 };
         barrier.held += (holds & mask).count_ones();
@@ -74,6 +74,7 @@ pub fn arrive(core: &Core<'_>, block: &mut Block, warp: u32, pc: u32, mask: u32)
     lanes.parked &= !mask;
     if mode == BarrierMode::Arrive {
         lanes.set_pc(mask, pc + 1);
+        barrier.arrivals.push(block.memory.arrive(warp));
     } else {
         lanes.waiting |= mask;
         barrier.sleepers.push((warp, mask, pc));
@@ -90,12 +91,13 @@ pub fn release(core: &Core<'_>, block: &mut Block) -> Result<bool, Stop> {
     let mut any = false;
     for index in 0..16 {
         let barrier = &block.barriers.0[index];
-        if barrier.participants.is_empty() || barrier.arrived < barrier.due.unwrap_or(live) {
+        if barrier.arrived == 0 || barrier.arrived < barrier.due.unwrap_or(live) {
             continue;
         }
         any = true;
         let barrier = std::mem::take(&mut block.barriers.0[index]);
-        block.memory.barrier(&barrier.participants);
+        let waited: Vec<_> = barrier.sleepers.iter().map(|&(warp, mask, _)| (warp, mask)).collect();
+        block.memory.barrier(&waited, &barrier.arrivals);
         for (warp, mask, pc) in barrier.sleepers {
             let warp = &mut block.warps[warp as usize];
             warp.waiting &= !mask;
@@ -169,7 +171,7 @@ pub fn deadlock(core: &Core<'_>, block: &Block) -> (u32, Stop) {
         let lane = warp.waiting.trailing_zeros();
         (warp.id, lane, warp.pc[lane as usize])
     });
-    let places = block.barriers.0.iter().enumerate().filter(|(_, barrier)| !barrier.participants.is_empty());
+    let places = block.barriers.0.iter().enumerate().filter(|(_, barrier)| barrier.arrived != 0);
     let places: Vec<String> = places
         .map(|(index, barrier)| {
             let due = barrier.due.unwrap_or_else(|| block.live());

@@ -61,7 +61,13 @@ fn rare_compare(test: &Setp, warp: &Warp, shift: u32) -> u32 {
     let order = |lane: usize| -> Option<std::cmp::Ordering> {
         let float = |bits: u32| {
             let value = super::half::widen(test.ty, bits >> shift);
-            f64::from(if test.ftz { super::float::flush(value) } else { value })
+            let half = !matches!(test.ty, Ty::F32);
+            let bf16 = matches!(test.ty, Ty::Bf16 | Ty::Bf16x2);
+            f64::from(match test.ftz {
+                true if half => super::half::flush(value, bf16),
+                true => super::float::flush(value),
+                false => value,
+            })
         };
         match test.ty {
             Ty::F32 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {

@@ -133,7 +133,8 @@ fn arithmetic(op: &Op, warp: &mut Warp, mask: u32) {
     put(&mut warp.words[usize::from(d)], &value, mask);
 }
 
-fn flush(value: f32, is_bf16: bool) -> f32 {
+/// A subnormal of a half becomes a zero of its sign.
+pub fn flush(value: f32, is_bf16: bool) -> f32 {
     let least = if is_bf16 { f32::MIN_POSITIVE } else { 6.103_515_6e-5 };
     if value.abs() < least { 0.0_f32.copysign(value) } else { value }
 }

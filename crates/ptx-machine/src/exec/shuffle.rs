@@ -30,8 +30,8 @@ fn named(op: &Op) -> Option<Members> {
     }
 }
 
-/// Are these lanes all members? None where the instruction names no members. Members that have exited, and lanes that
-/// leave themselves out, are faults.
+/// Are these lanes all members that live? None where the instruction names no members. A mask may name lanes that have
+/// exited, or that the block never had, but for a matrix operation; a lane that leaves itself out is a fault.
 pub fn members(warp: &Warp, op: &Op, mask: u32, pc: u32) -> Result<Option<bool>, Stop> {
     let Some(members) = named(op) else { return Ok(None) };
     let Members::Register(register) = members else {
@@ -48,10 +48,7 @@ pub fn members(warp: &Warp, op: &Op, mask: u32, pc: u32) -> Result<Option<bool>,
             let detail = format!("the lane is not in its own mask {named:#010x}");
             return Err(Stop::new(Kind::InactiveLane, pc, 1 << lane, detail));
         }
-        if named & !warp.live != 0 {
-            return Err(gone(pc, 1 << lane, named & !warp.live));
-        }
-        all &= named == mask;
+        all &= named & warp.live == mask;
     }
     Ok(Some(all))
 }
@@ -78,7 +75,7 @@ pub fn gather(
             Some(Members::Register(register)) => {
                 let word = warp.words[usize::from(register)];
                 (
-                    word[first],
+                    word[first] & warp.live,
                     lanes(there)
                         .filter(|&lane| word[lane] == word[first])
                         .fold(0, |mask, lane| mask | 1 << lane),
@@ -91,6 +88,20 @@ pub fn gather(
             step(core, warp, memory, ins, pc, members)?;
             warp.parked &= !members;
             warp.set_pc(members, pc + 1);
+        }
+    }
+    Ok(())
+}
+
+/// Lanes have exited: those who waited for them go on.
+pub fn gather_again(core: &mut Core<'_>, warp: &mut Warp, memory: &mut memory::Block) -> Result<(), Stop> {
+    let mut left = warp.parked;
+    while left != 0 {
+        let pc = warp.pc[left.trailing_zeros() as usize];
+        let here = lanes(left).filter(|&lane| warp.pc[lane] == pc).fold(0, |mask, lane| mask | 1 << lane);
+        left &= !here;
+        if named(&core.kernel.code[pc as usize].op).is_some() {
+            gather(core, warp, memory, pc, here)?;
         }
     }
     Ok(())

@@ -115,6 +115,7 @@ pub fn turn(core: &mut Core<'_>, block: &mut Block, id: u32, budget: u64) -> Res
                 Op::Exit => {
                     warp.live &= !mask;
                     warp.set_pc(group & !mask, pc + 1);
+                    shuffle::gather_again(core, warp, &mut block.memory)?;
                     break;
                 }
                 Op::Barrier { aligned, .. } => {

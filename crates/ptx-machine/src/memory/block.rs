@@ -1,6 +1,6 @@
 //! One block's shared memory and its threads' synchronisation.
 
-use super::clocks::Clocks;
+use super::clocks::{Arrival, Clocks};
 use super::copies::Copies;
 use super::shadow::Strength;
 use super::shared::Shared;
@@ -37,10 +37,15 @@ impl Block {
         self.clocks.fence(warp, scope);
     }
 
-    /// A barrier among these lanes, warp index and mask, has completed.
-    pub fn barrier(&mut self, participants: &[(u32, u32)]) {
+    /// A warp arrives at a barrier and goes on: it lets others know, and learns nothing itself.
+    pub fn arrive(&mut self, warp: u32) -> Arrival {
+        self.clocks.arrive(warp)
+    }
+
+    /// A barrier among these lanes, warp index and mask, has completed; others only arrived at it.
+    pub fn barrier(&mut self, participants: &[(u32, u32)], arrivals: &[Arrival]) {
         self.barriers += 1;
-        self.clocks.barrier(participants);
+        self.clocks.barrier(participants, arrivals);
     }
 
     /// `bar.warp.sync` among these lanes. All lanes of the warp count as ordered: a part of a warp that synchronises alone
@@ -60,7 +65,7 @@ impl Block {
 /// How an access may meet others.
 pub(super) fn strength(order: Order, scope: Scope) -> Strength {
     match (order, scope) {
-        (Order::Weak, _) => Strength::Weak,
+        (Order::Weak | Order::ReadOnly, _) => Strength::Weak,
         (_, Scope::Block) => Strength::Block,
         (_, Scope::Device) => Strength::Device,
     }

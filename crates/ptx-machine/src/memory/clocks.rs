@@ -29,6 +29,15 @@ pub struct Clocks {
     fenced: Vec<[Option<Known>; 2]>,
 }
 
+/// What a warp knew when it arrived at a barrier and went on.
+#[derive(Debug)]
+pub struct Arrival {
+    row: Vec<u32>,
+    foreign: Option<Known>,
+    seen: Option<Known>,
+    fenced: [Option<Known>; 2],
+}
+
 /// One warp's view while it accesses memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewer<'a> {
@@ -100,11 +109,33 @@ impl Clocks {
         self.synced[warp] = self.rows[warp * self.warps + warp];
     }
 
-    /// These warps know all that each of them knew.
-    pub fn barrier(&mut self, participants: &[(u32, u32)]) {
+    /// What `warp` brings to a barrier at which it does not wait: what it does from here on is not part of it.
+    pub fn arrive(&mut self, warp: u32) -> Arrival {
+        let at = warp as usize;
+        let arrival = Arrival {
+            row: self.rows[at * self.warps..(at + 1) * self.warps].to_vec(),
+            foreign: self.foreign[at].clone(),
+            seen: self.seen[at].clone(),
+            fenced: self.fenced[at].clone(),
+        };
+        self.advance(at);
+        arrival
+    }
+
+    /// The participants know all that each of them knew, and what the arrivals brought.
+    pub fn barrier(&mut self, participants: &[(u32, u32)], arrivals: &[Arrival]) {
         let warps = self.warps;
         let mut joined = vec![0; warps];
         let (mut foreign, mut seen, mut near, mut far) = (None, None, None, None);
+        for arrival in arrivals {
+            for (all, &one) in joined.iter_mut().zip(&arrival.row) {
+                *all = one.max(*all);
+            }
+            join(&mut foreign, arrival.foreign.as_ref());
+            join(&mut seen, arrival.seen.as_ref());
+            join(&mut near, arrival.fenced[0].as_ref());
+            join(&mut far, arrival.fenced[1].as_ref());
+        }
         for &(warp, _) in participants {
             let warp = warp as usize;
             for (all, &one) in joined.iter_mut().zip(&self.rows[warp * warps..(warp + 1) * warps]) {

@@ -77,12 +77,12 @@ impl Block {
                 (from.address[lane as usize], source_bytes[lane as usize].min(BYTES as u32));
             let mut value = [0; 4];
             if count == BYTES as u32 {
-                value = read_lane(launch, &viewer, stamp, (lane, address, BYTES))?;
+                value = read_lane(launch, &viewer, stamp, (lane, address, BYTES), false)?;
             } else if address & (BYTES as u64 - 1) != 0 {
                 return Err(trouble(Kind::Misaligned, lane, address, format!("{BYTES} bytes copied")));
             } else {
                 read_part(&mut value, count, |offset, piece| {
-                    read_lane(launch, &viewer, stamp, (lane, address + u64::from(offset), piece))
+                    read_lane(launch, &viewer, stamp, (lane, address + u64::from(offset), piece), false)
                 })?;
             }
             sources |= u32::from(count != 0) << lane;

@@ -100,6 +100,11 @@ fn each_word(at: usize, bytes: usize, mut with: impl FnMut(usize, u64)) {
 }
 
 impl Device {
+    /// An empty device behind this one: its addresses are new as well.
+    pub fn successor(&self) -> Self {
+        Self { next: self.next, launch: self.launch, ..Self::default() }
+    }
+
     /// Takes memory, 256-byte aligned, with a gap behind it that belongs to no one; nothing of it is initialised.
     pub fn alloc(&mut self, bytes: u64) -> u64 {
         let base = self.next;
@@ -182,13 +187,21 @@ impl Device {
         Ok(self.locate(address, bytes as u64).expect("located above"))
     }
 
-    /// The host reads; what was never written is zero.
+    /// The host reads. What was never written has all bits set, which is NaN in every format: on a device it is anything.
     pub fn read(&mut self, address: u64, into: &mut [u8]) -> Result<(), Trouble> {
         if into.is_empty() {
             return Ok(());
         }
         let (allocation, at) = self.host(address, into.len())?;
         into.copy_from_slice(&allocation.data[at..at + into.len()]);
+        let length = into.len();
+        each_word(at, length, |word, bits| {
+            let mut missing = bits & !allocation.written[word];
+            while missing != 0 {
+                into[word * 64 + missing.trailing_zeros() as usize - at] = 0xff;
+                missing &= missing - 1;
+            }
+        });
         Ok(())
     }
 
@@ -205,9 +218,17 @@ impl Device {
 
     /// Repeats a pattern of 1, 2 or 4 bytes `count` times.
     pub fn fill(&mut self, address: u64, pattern: &[u8], count: usize) -> Result<(), Trouble> {
-        let bytes = pattern.len() * count;
+        let bytes = pattern.len().saturating_mul(count);
         if bytes == 0 {
             return Ok(());
+        }
+        if !address.is_multiple_of(pattern.len() as u64) {
+            return Err(trouble(
+                Kind::Misaligned,
+                0,
+                address,
+                format!("a pattern of {} bytes", pattern.len()),
+            ));
         }
         let (allocation, at) = self.host(address, bytes)?;
         let data = &mut allocation.data[at..at + bytes];

@@ -14,6 +14,13 @@ fn race(lane: u32, address: u64, does: &str, other: &str) -> Trouble {
     trouble(Kind::GlobalRace, lane, address, format!("{does}, {other}, with no order between"))
 }
 
+/// A cache that nothing keeps up to date may hold what was there before.
+#[cold]
+fn stale(lane: u32, address: u64) -> Trouble {
+    let detail = "reads through the read-only path (.nc) what this launch has written".into();
+    trouble(Kind::GlobalRace, lane, address, detail)
+}
+
 #[cold]
 fn bounds(device: &Device, lane: u32, address: u64, bytes: usize) -> Trouble {
     trouble(Kind::OutOfBounds, lane, address, device.explain(address, bytes as u64))
@@ -48,6 +55,7 @@ pub(super) fn read_lane(
     viewer: &Viewer,
     stamp: Stamp,
     (lane, address, bytes): (u32, u64, usize),
+    read_only: bool,
 ) -> Result<[u32; 4], Trouble> {
     aligned(lane, address, bytes)?;
     let number = launch.device.launch;
@@ -60,6 +68,9 @@ pub(super) fn read_lane(
         if other.is_some() {
             return Err(race(lane, address, "reads", &cell.describe(other)));
         }
+    }
+    if read_only && touched.written[at % PAGE / 64] & ones(at, bytes) != 0 {
+        return Err(stale(lane, address));
     }
     first_touch(&mut touched.read, &mut launch.counters.unique_read, at, bytes);
     allocation.check_written(at, bytes).map_err(|first| {
@@ -108,11 +119,12 @@ fn read_lanes<const BYTES: usize>(
     viewer: &Viewer,
     stamp: Stamp,
     lanes: &Lanes,
+    read_only: bool,
     out: &mut Values,
 ) -> Result<(), Trouble> {
     for lane in lanes_of(lanes.mask) {
         let access = (lane, lanes.address[lane as usize], BYTES);
-        out[lane as usize] = read_lane(launch, viewer, stamp.at(lane), access)?;
+        out[lane as usize] = read_lane(launch, viewer, stamp.at(lane), access, read_only)?;
     }
     Ok(())
 }
@@ -144,15 +156,16 @@ impl Block {
     ) -> Result<(), Trouble> {
         let viewer = self.clocks.viewer(lanes.warp);
         let stamp = Stamp::new(&viewer, strength(order, scope));
+        let read_only = order == Order::ReadOnly;
         match lanes.bytes {
-            1 => read_lanes::<1>(launch, &viewer, stamp, lanes, out),
-            2 => read_lanes::<2>(launch, &viewer, stamp, lanes, out),
-            4 => read_lanes::<4>(launch, &viewer, stamp, lanes, out),
-            8 => read_lanes::<8>(launch, &viewer, stamp, lanes, out),
-            _ => read_lanes::<16>(launch, &viewer, stamp, lanes, out),
+            1 => read_lanes::<1>(launch, &viewer, stamp, lanes, read_only, out),
+            2 => read_lanes::<2>(launch, &viewer, stamp, lanes, read_only, out),
+            4 => read_lanes::<4>(launch, &viewer, stamp, lanes, read_only, out),
+            8 => read_lanes::<8>(launch, &viewer, stamp, lanes, read_only, out),
+            _ => read_lanes::<16>(launch, &viewer, stamp, lanes, read_only, out),
         }?;
         count_global(&mut launch.counters.global_loads[width(lanes)], lanes);
-        if order != Order::Weak {
+        if order.is_strong() {
             launch.learn(&mut self.clocks, self.index, lanes, order, scope);
         }
         Ok(())
@@ -177,7 +190,7 @@ impl Block {
             _ => write_lanes::<16>(launch, &viewer, stamp, lanes, values),
         }?;
         count_global(&mut launch.counters.global_stores[width(lanes)], lanes);
-        if order != Order::Weak {
+        if order.is_strong() {
             launch.publish(&mut self.clocks, self.index, lanes, (order, scope), false);
         }
         Ok(())
@@ -196,13 +209,13 @@ impl Block {
         out: &mut Values,
     ) -> Result<(), Trouble> {
         // An atomic is strong whatever its order.
-        let order = if order == Order::Weak { Order::Relaxed } else { order };
+        let order = if order.is_strong() { order } else { Order::Relaxed };
         launch.learn(&mut self.clocks, self.index, lanes, order, scope);
         let viewer = self.clocks.viewer(lanes.warp);
         let stamp = Stamp::new(&viewer, strength(order, scope));
         for lane in lanes_of(lanes.mask) {
             let access = (lane, lanes.address[lane as usize], lanes.bytes as usize);
-            let old = read_lane(launch, &viewer, stamp.at(lane), access)?;
+            let old = read_lane(launch, &viewer, stamp.at(lane), access, false)?;
             out[lane as usize] = old;
             if let Some(new) = change(lane, u64::from(old[0]) | u64::from(old[1]) << 32) {
                 let new = [new as u32, (new >> 32) as u32, 0, 0];

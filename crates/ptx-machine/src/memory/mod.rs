@@ -14,6 +14,7 @@ mod shadow;
 mod shared;
 
 pub use block::Block;
+pub use clocks::Arrival;
 pub use device::Device;
 pub use launch::Launch;
 
@@ -41,6 +42,8 @@ pub type Values = [[u32; 4]; 32];
 pub enum Order {
     /// Ordinary; races are faults.
     Weak,
+    /// `.nc`: ordinary, of memory that nothing in the launch may have written before.
+    ReadOnly,
     /// `.relaxed` and `.volatile`: no race with others of this kind, no order.
     Relaxed,
     /// `.acquire`.
@@ -61,6 +64,11 @@ pub enum Scope {
 }
 
 impl Order {
+    /// Whether it meets others without a race.
+    const fn is_strong(self) -> bool {
+        !matches!(self, Self::Weak | Self::ReadOnly)
+    }
+
     /// Whether what came before is published.
     const fn releases(self) -> bool {
         matches!(self, Self::Release | Self::AcquireRelease)

@@ -27,7 +27,7 @@ pub fn decode<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decod
             let (a, b) = (decoder.source(parts.arg(1)?, ty)?, decoder.source(parts.arg(2)?, ty)?);
             let c = decoder.word(parts.arg(3)?, by)?;
             let d = decoder.dest(parts.arg(0)?, ty)?;
-            Ok(Op::Slct { long: ty.bits() == 64, float: by == Ty::F32, d, a, b, c })
+            Ok(Op::Slct { long: ty.bits() == 64, float: by == Ty::F32, ftz: parts.has("ftz"), d, a, b, c })
         }
         _ => testp(decoder, parts),
     }

@@ -50,6 +50,7 @@ pub fn decode<'a>(decoder: &mut Decoder<'_, 'a>, parts: &Parts<'_, 'a>) -> Decod
 
 fn order(parts: &Parts<'_, '_>, default: Order) -> Order {
     let found = parts.parts[1..].iter().find_map(|part| match *part {
+        "nc" => Some(Order::ReadOnly),
         "weak" => Some(Order::Weak),
         "relaxed" | "volatile" => Some(Order::Relaxed),
         "acquire" => Some(Order::Acquire),

@@ -308,6 +308,7 @@ pub enum Op {
     Slct {
         long: bool,
         float: bool,
+        ftz: bool,
         d: R,
         a: R,
         b: R,

@@ -448,3 +448,17 @@ fn directed_quotients_and_roots() {
         assert_eq!([quotient, out[1][lane], out[2][lane]], due, "lane {lane}");
     }
 }
+
+#[test]
+fn selections_and_comparisons_flush_subnormals() {
+    let values = lanes(|lane| [-1e-40_f32, 1e-40, -1.0, 0.0][lane as usize % 4].to_bits());
+    let body = "mov.b32 %f0, %i0; slct.f32.f32 %f1, 0f3F800000, 0f40000000, %f0; mov.b32 %o0, %f1;
+         slct.ftz.f32.f32 %f1, 0f3F800000, 0f40000000, %f0; mov.b32 %o1, %f1;
+         mov.u32 %r1, 0x8001; cvt.u16.u32 %h0, %r1; mov.b16 %h1, 0;
+         setp.eq.f16 %p0, %h0, %h1; selp.u32 %o2, 1, 0, %p0; setp.eq.ftz.f16 %p0, %h0, %h1; selp.u32 %o3, 1, 0, %p0;";
+    let out = run(body, &[values], 4);
+    let (one, two) = (1.0_f32.to_bits(), 2.0_f32.to_bits());
+    assert_eq!(out[0][..4], [two, one, two, one]);
+    assert_eq!(out[1][..4], [one, one, two, one]);
+    assert_eq!((out[2][0], out[3][0]), (0, 1));
+}

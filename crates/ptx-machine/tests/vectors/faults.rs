@@ -39,13 +39,13 @@ fn deadlock() {
 
 #[test]
 fn lanes_that_are_not_there() {
-    // Lanes 16 and up have exited.
-    let body = "setp.gt.u32 %p0, %tid, 15;\n@%p0 exit;\nshfl.sync.bfly.b32 %o0, %tid, 1, 31, -1;";
+    // Lanes 16 and up have exited: to name them is no fault, to read from them is one.
+    let body = "setp.gt.u32 %p0, %tid, 15;\n@%p0 exit;\nshfl.sync.bfly.b32 %o0, %tid, 16, 31, -1;";
     let found = assert_fault(body, 32, Kind::InactiveLane, "shfl.sync.bfly");
-    assert!(found.detail.contains("0xffff0000"), "{found}");
+    assert!(found.detail.contains("reads lane 16"), "{found}");
     // The second warp has eight lanes only.
-    let found = assert_fault("vote.sync.ballot.b32 %o0, %p0, -1;", 40, Kind::InactiveLane, "vote.sync");
-    assert_eq!(found.thread, [32, 0, 0]);
+    let found = assert_fault("shfl.sync.down.b32 %o0, %tid, 4, 31, -1;", 40, Kind::InactiveLane, "shfl.sync");
+    assert_eq!(found.thread, [36, 0, 0]);
     // A lane that is not in its own mask.
     let found = assert_fault("bar.warp.sync 0xfffffffe;", 32, Kind::InactiveLane, "bar.warp.sync");
     assert_eq!(found.thread, [0, 0, 0]);
@@ -99,6 +99,16 @@ fn faults_of_memory_name_their_thread() {
     assert_fault("st.global.u32 [%at1+1], %tid;", 32, Kind::Misaligned, "st.global.u32 [%at1+1]");
     let body = ".shared .align 4 .b8 cell[64];\nshl.b32 %r0, %tid, 2;\nld.shared.u32 %r1, [%r0];";
     assert_fault(body, 32, Kind::Uninitialised, "ld.shared.u32 %r1");
+    // An address of another space than the instruction names.
+    let cell =
+        ".shared .align 4 .b8 cell[64];\nmov.u64 %d0, cell; cvta.shared.u64 %d0, %d0; st.u32 [%d0], 1;\n";
+    for access in ["ld.global.u32 %r1, [%d0]", "st.global.u32 [%d0], 2", "ld.local.u32 %r1, [%d0]"] {
+        assert_fault(&format!("{cell}{access};"), 1, Kind::OutOfBounds, access);
+    }
+    assert_fault("ld.const.u32 %r1, [%at1];", 1, Kind::OutOfBounds, "ld.const.u32");
+    // The read-only path, behind a store of the same launch.
+    let body = "st.global.u32 [%at1], %tid;\nld.global.nc.u32 %r1, [%at1];";
+    assert_fault(body, 32, Kind::GlobalRace, "ld.global.nc.u32");
     let body = ".local .align 4 .b8 stack[16];\nmov.u64 %d0, stack; st.local.u32 [%d0+16], %tid;";
     assert_fault(body, 32, Kind::OutOfBounds, "st.local.u32");
 }

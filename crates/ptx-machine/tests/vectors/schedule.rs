@@ -192,3 +192,18 @@ fn counts_of_a_launch() {
     assert_eq!(counters.instructions["bra"], 2);
     assert_eq!(counters.instructions["st.global.u32"], 1);
 }
+
+#[test]
+fn an_arrival_is_no_wait() {
+    // Warp 0 arrives, then writes what warp 1 reads behind the barrier; in some orders the write comes first.
+    let body = ".shared .align 4 .b8 slot[8];
+         and.b32 %r1, %tid, 31; setp.ne.u32 %p1, %r1, 0; setp.lt.u32 %p0, %tid, 32; @%p0 bra PRODUCE;
+         bar.sync 1, 64; @%p1 bra END; ld.shared.u32 %o0, [slot]; bra END;
+         PRODUCE: @!%p1 st.shared.u32 [slot], 1; bar.arrive 1, 64; @!%p1 st.shared.u32 [slot], 2;
+         END:";
+    let text = text(body, 0, 1, 64);
+    for seed in 0..8 {
+        let found = launch(&text, &[], 1, Setup { block: [64, 1, 1], seed, ..Setup::default() });
+        assert_eq!(found.unwrap_err().kind, ptx_machine::fault::Kind::SharedRace, "seed {seed}");
+    }
+}

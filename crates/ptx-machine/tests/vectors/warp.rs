@@ -173,3 +173,22 @@ fn special_registers() {
         assert_eq!(out.iter().map(|word| word[thread as usize]).collect::<Vec<_>>(), due);
     }
 }
+
+#[test]
+fn masks_may_name_lanes_that_are_gone() {
+    // Eight lanes in the second warp; in the first, lane 3 goes while the others wait for it.
+    let body = "setp.eq.u32 %p0, %tid, 3; mov.u32 %o0, 9; mov.u32 %o1, 9; st.global.u32 [%at1], %o0;
+         st.global.u32 [%at1+160], %o0; @%p0 bra GONE;
+         setp.ne.u32 %p1, %tid, 34; vote.sync.ballot.b32 %o0, %p1, -1; redux.sync.add.u32 %o1, 1, -1; bar.warp.sync -1; bra END;
+         GONE: exit;
+         END:";
+    let out = run_threads(body, 40, &[], 2).unwrap();
+    for (thread, (&votes, &sum)) in out[0].iter().zip(&out[1]).enumerate() {
+        let due = match thread {
+            3 => (9, 9),
+            32.. => (0xfb, 8),
+            _ => (!8, 31),
+        };
+        assert_eq!((votes, sum), due, "{thread}");
+    }
+}
