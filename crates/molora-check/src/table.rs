@@ -84,6 +84,16 @@ impl Table {
         }
     }
 
+    /// As tensor cores take them.
+    fn halves(&mut self, change: impl Fn(&mut Case)) {
+        for element in [ElementType::F16, ElementType::Bf16] {
+            self.add(|case| {
+                (case.x, case.adapters) = (element, element);
+                change(case);
+            });
+        }
+    }
+
     fn route(&mut self) {
         self.each(&[0, 1, 2, 16, 17, 63, 64, 65, 256], |c, tokens| c.tokens = tokens);
         self.each(&EDGES, |c, width| c.in_features = width);
@@ -148,6 +158,8 @@ impl Table {
         self.each(&EDGES, |c, width| (c.in_features, c.ranks) = (width, vec![17, 4]));
         self.all_pairs(|c| (c.in_features, c.tokens) = (384, 9));
         self.all_pairs(|c| (c.in_features, c.tokens, c.ranks) = (4096, 5, vec![16, 6]));
+        // Tensor cores take a tile's routes behind the 32nd in a second pass where ranks are above 16.
+        self.halves(|c| (c.tokens, c.ranks, c.routing) = (35, vec![32], Routing::OneExpert));
     }
 
     fn expand(&mut self) {
@@ -160,6 +172,8 @@ impl Table {
                 (c.output, c.accumulate, c.routing, c.padding) = (output, true, routing, 4);
             });
         }
+        // A token's routes to one expert lie with different lanes.
+        self.halves(|c| (c.top_k, c.routing) = (3, Routing::Repeated));
     }
 
     fn base(&mut self) {
