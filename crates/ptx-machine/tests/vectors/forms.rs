@@ -14,7 +14,7 @@ const VECTORS: [&str; 3] = [include_str!("matrix.rs"), include_str!("warp.rs"), 
 const FAMILIES: [&str; 8] = ["mma", "ldmatrix", "movmatrix", "shfl", "vote", "match", "redux", "cvt"];
 
 /// Forms that have vectors, and how these spell them.
-const COVERED: [(&str, &str); 17] = [
+const COVERED: [(&str, &str); 19] = [
     ("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32", "check_mma(8, \"f16\", \"f32\", \"f32\")"),
     ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "check_mma(16, \"f16\", \"f32\", \"f32\")"),
     ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "check_mma(16, \"bf16\", \"f32\", \"f32\")"),
@@ -32,6 +32,8 @@ const COVERED: [(&str, &str); 17] = [
     ("cvt.u16.u32", "cvt.u16.u32"),
     ("cvt.u32.u16", "cvt.u32.u16"),
     ("cvt.u32.u64", "cvt.u32.u64"),
+    ("cvt.u64.u16", "cvt.u64.u16"),
+    ("cvt.u64.u32", "cvt.u64.u32"),
 ];
 
 /// The opcodes of a text with all their suffixes.
