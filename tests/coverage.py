@@ -22,9 +22,13 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "target" / "coverage"
 SETS = {"sm_80": "80", "sm_75": "75"}
-SHARE = 0.5
+SHARE = 0.7
 # Why no test executes a form, by set.
-EXPECTED = {"sm_80": {}, "sm_75": {}}
+# nvcc divides an index above 2^32 in another way; such a launch has too many threads for a test.
+INDEX = {"div.u64": "an index above 2^32", "sub.s64": "an index above 2^32"}
+EXPECTED = {"sm_80": INDEX, "sm_75": INDEX}
+# tests/counters.tsv is of sm_80.
+SKIPPED = {"sm_80": [], "sm_75": ["--", "--skip", "no_counter_worsens", "--skip", "the_peers_are_beaten"]}
 
 
 def run(name, arguments):
@@ -32,7 +36,7 @@ def run(name, arguments):
     lines = OUT / f"{name}.jsonl"
     lines.unlink(missing_ok=True)
     environment = dict(os.environ, PTX_MACHINE_COVERAGE=str(lines), PTX_MACHINE_SM=SETS[name])
-    command = [ROOT / "tests" / "cuda.sh", "--", *arguments]
+    command = [ROOT / "tests" / "cuda.sh", "--", *arguments, *SKIPPED[name]]
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode
 
 

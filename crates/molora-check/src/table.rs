@@ -115,6 +115,11 @@ impl Table {
         });
         self.all_pairs(|c| c.padding = 8);
         self.each(&[2048, 4096], |c, width| (c.in_features, c.tokens, c.experts) = (width, 9, 64));
+        // A number of experts that warps share in fours, twos and ones; more than a list of scores holds.
+        self.all_pairs(|c| (c.in_features, c.tokens, c.experts) = (2048, 5, 28));
+        self.all_pairs(|c| {
+            (c.experts, c.tokens, c.top_k, c.weighting) = (2500, 2, 8, Weighting::SoftmaxAll);
+        });
     }
 
     fn plan(&mut self) {
@@ -160,6 +165,12 @@ impl Table {
         self.all_pairs(|c| (c.in_features, c.tokens, c.ranks) = (4096, 5, vec![16, 6]));
         // Tensor cores take a tile's routes behind the 32nd in a second pass where ranks are above 16.
         self.halves(|c| (c.tokens, c.ranks, c.routing) = (35, vec![32], Routing::OneExpert));
+        // Tiles of many sizes, with whole slabs and an end of one.
+        for rank in [16, 32] {
+            self.halves(|c| {
+                (c.tokens, c.in_features, c.ranks, c.routing) = (64, 2056, vec![rank], Routing::Zipf)
+            });
+        }
     }
 
     fn expand(&mut self) {
@@ -174,6 +185,8 @@ impl Table {
         }
         // A token's routes to one expert lie with different lanes.
         self.halves(|c| (c.top_k, c.routing) = (3, Routing::Repeated));
+        // Few tokens with many terms.
+        self.all_pairs(|c| (c.tokens, c.top_k, c.ranks) = (5, 4, vec![32, 17]));
     }
 
     fn base(&mut self) {
@@ -187,6 +200,9 @@ impl Table {
             (c.padding, c.x, c.adapters) = (padding, ElementType::F32, ElementType::F32);
         });
         self.all_pairs(|c| (c.in_features, c.tokens, c.out_features) = (4096, 3, 96));
+        for tokens in [1, 2, 7] {
+            self.all_pairs(|c| (c.tokens, c.in_features) = (tokens, 2056));
+        }
     }
 
     fn delta(&mut self) {
