@@ -55,7 +55,7 @@ FAULTS = [
     Fault("round_barrier_missing", EARLY, "route_f32", "route/f32/t5_k4_e64_i64_uniform_softmax_selected",
           [("route.cu", "round[threadIdx.x / 32] = largest;\n        __syncthreads();\n",
             "round[threadIdx.x / 32] = largest;\n")]),
-    Fault("second_pass_barrier_missing", RACE, "shrink_mma_f16", "shrink/f16/t70_k1_e2_r32_i256_one_expert",
+    Fault("second_pass_barrier_missing", RACE, "shrink_mma_f16", "shrink/f16/t35_k2_e8_r32_i64_one_expert",
           [("shrink_mma.cuh", "        finish(p, s, first, 4);\n        __syncthreads();\n",
             "        finish(p, s, first, 4);\n")]),
     Fault("ring_one_stage_short", COPY, "expand_mma_bf16", "expand/bf16/t33_k2_e8_r64_o64_uniform",

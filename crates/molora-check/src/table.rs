@@ -170,6 +170,10 @@ impl Table {
             self.halves(|c| {
                 (c.tokens, c.in_features, c.ranks, c.routing) = (64, 2056, vec![rank], Routing::Zipf)
             });
+            self.halves(|c| {
+                (c.tokens, c.experts, c.in_features) = (128, 16, 264);
+                (c.ranks, c.routing) = (vec![rank], Routing::Zipf);
+            });
         }
     }
 
