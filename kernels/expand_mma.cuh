@@ -148,7 +148,7 @@ __device__ __forceinline__ void add_eight(Shared& s, const Product (&sums)[2], c
     }
 }
 
-// z of a piece's routes, the warp's 32 columns; clears acc for the next piece.
+// z of a piece's routes, the warp's 32 columns; clears acc for the next piece, which begins behind a barrier.
 template <class X>
 __device__ __forceinline__ void store_piece(const ExpandParams& p, Shared& s, const Chunk& c, const Step& step,
                                             u32 column, u32 lane) {
@@ -163,7 +163,6 @@ __device__ __forceinline__ void store_piece(const ExpandParams& p, Shared& s, co
         X* z = (X*)p.y + (size_t)(c.n0 + (s.routes[step.begin + n] & 0x1ff)) * p.y_stride + o;
         store_part<4>(z, v, p.out_features - o, p.y_vector, p.accumulate);
     }
-    __syncwarp();
 }
 
 // One step of a worker: the products, and behind a piece's last ranks their way to acc.

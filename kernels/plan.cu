@@ -79,7 +79,8 @@ __device__ u32 sort_chunk(const PlanParams& p, u32 chunk, u32* keys) {
     return count;
 }
 
-// Sum of v over the threads before this one; `total` becomes that over all. Warps' sums go through `sums`.
+// Sum of v over the threads before this one; `total` becomes that over all. Warps' sums go through `sums`, which no thread
+// still reads from a scan before.
 template <u32 WARPS> __device__ u32 scan(u32 v, u32* sums, u32& total) {
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, upto = v;
 #pragma unroll
@@ -87,7 +88,6 @@ template <u32 WARPS> __device__ u32 scan(u32 v, u32* sums, u32& total) {
         u32 other = __shfl_up_sync(ALL_LANES, upto, step);
         if (lane >= step) upto += other;
     }
-    __syncthreads(); // the last scan's sums are read
     if (lane == 31) sums[warp] = upto;
     __syncthreads();
     u32 before = 0;
@@ -162,7 +162,7 @@ __device__ u32 exclude(u32* counts, u32 step, u32 left, u32 before) {
 
 // 1,024 threads are `parts` ranges of chunks by `width` experts: neighbours read neighbouring counts.
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS, 1) plan_scan(const __grid_constant__ PlanParams p) {
-    __shared__ u32 part_sums[SCAN_THREADS], sums[SCAN_THREADS / 32];
+    __shared__ u32 part_sums[SCAN_THREADS], sums[2][SCAN_THREADS / 32];
     u32 width = 32;
     while (width < min(p.experts, SCAN_THREADS)) width *= 2;
     u32 parts = SCAN_THREADS / width, part = threadIdx.x / width, column = threadIdx.x % width;
@@ -194,8 +194,8 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS, 1) plan_scan(const __
         bool speaks = part == 0 && inside;
         u32 route_sum, tile_sum;
         u32 own_routes = speaks ? all : 0, own_tiles = (own_routes + TILE_ROUTES - 1) / TILE_ROUTES;
-        u32 route = routes + scan<SCAN_THREADS / 32>(own_routes, sums, route_sum);
-        u32 tile = tiles + scan<SCAN_THREADS / 32>(own_tiles, sums, tile_sum);
+        u32 route = routes + scan<SCAN_THREADS / 32>(own_routes, sums[0], route_sum);
+        u32 tile = tiles + scan<SCAN_THREADS / 32>(own_tiles, sums[1], tile_sum);
         if (speaks) p.words[p.at_offsets + e] = route, p.words[p.at_tile_offsets + e] = tile;
         routes += route_sum, tiles += tile_sum;
     }

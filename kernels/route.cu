@@ -116,10 +116,9 @@ __device__ void select(u64 (&keys)[OWN], u64* list, u32 top_k, u64 (*winners)[WA
     }
 }
 
-// The sum over the block, in every thread and always in the same order.
+// The sum over the block, in every thread and always in the same order. Barriers lie between two calls.
 __device__ float block_sum(float v, float* sums) {
     v = warp_sum(v);
-    __syncthreads();
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = v;
     __syncthreads();
     float sum = 0.0f;

@@ -84,6 +84,16 @@ impl Table {
         }
     }
 
+    /// As tensor cores take them.
+    fn halves(&mut self, change: impl Fn(&mut Case)) {
+        for element in [ElementType::F16, ElementType::Bf16] {
+            self.add(|case| {
+                (case.x, case.adapters) = (element, element);
+                change(case);
+            });
+        }
+    }
+
     fn route(&mut self) {
         self.each(&[0, 1, 2, 16, 17, 63, 64, 65, 256], |c, tokens| c.tokens = tokens);
         self.each(&EDGES, |c, width| c.in_features = width);
@@ -105,6 +115,11 @@ impl Table {
         });
         self.all_pairs(|c| c.padding = 8);
         self.each(&[2048, 4096], |c, width| (c.in_features, c.tokens, c.experts) = (width, 9, 64));
+        // A number of experts that warps share in fours, twos and ones; more than a list of scores holds.
+        self.all_pairs(|c| (c.in_features, c.tokens, c.experts) = (2048, 5, 28));
+        self.all_pairs(|c| {
+            (c.experts, c.tokens, c.top_k, c.weighting) = (2500, 2, 8, Weighting::SoftmaxAll);
+        });
     }
 
     fn plan(&mut self) {
@@ -148,6 +163,18 @@ impl Table {
         self.each(&EDGES, |c, width| (c.in_features, c.ranks) = (width, vec![17, 4]));
         self.all_pairs(|c| (c.in_features, c.tokens) = (384, 9));
         self.all_pairs(|c| (c.in_features, c.tokens, c.ranks) = (4096, 5, vec![16, 6]));
+        // Tensor cores take a tile's routes behind the 32nd in a second pass where ranks are above 16.
+        self.halves(|c| (c.tokens, c.ranks, c.routing) = (35, vec![32], Routing::OneExpert));
+        // Tiles of many sizes, with whole slabs and an end of one.
+        for rank in [16, 32] {
+            self.halves(|c| {
+                (c.tokens, c.in_features, c.ranks, c.routing) = (64, 2056, vec![rank], Routing::Zipf)
+            });
+            self.halves(|c| {
+                (c.tokens, c.experts, c.in_features) = (128, 16, 264);
+                (c.ranks, c.routing) = (vec![rank], Routing::Zipf);
+            });
+        }
     }
 
     fn expand(&mut self) {
@@ -160,6 +187,10 @@ impl Table {
                 (c.output, c.accumulate, c.routing, c.padding) = (output, true, routing, 4);
             });
         }
+        // A token's routes to one expert lie with different lanes.
+        self.halves(|c| (c.top_k, c.routing) = (3, Routing::Repeated));
+        // Few tokens with many terms.
+        self.all_pairs(|c| (c.tokens, c.top_k, c.ranks) = (5, 4, vec![32, 17]));
     }
 
     fn base(&mut self) {
@@ -173,6 +204,9 @@ impl Table {
             (c.padding, c.x, c.adapters) = (padding, ElementType::F32, ElementType::F32);
         });
         self.all_pairs(|c| (c.in_features, c.tokens, c.out_features) = (4096, 3, 96));
+        for tokens in [1, 2, 7] {
+            self.all_pairs(|c| (c.tokens, c.in_features) = (tokens, 2056));
+        }
     }
 
     fn delta(&mut self) {

@@ -1,6 +1,6 @@
 //! What a launch did, as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -77,6 +77,8 @@ pub struct Counters {
     pub barriers: u64,
     /// Shared accesses by line of the text, where `PTX_MACHINE_SITES` asks.
     pub sites: BTreeMap<u32, Wavefronts>,
+    /// Lines of the text that were executed, where [`Setup::coverage`](crate::exec::Setup::coverage) asks; not in the JSON.
+    pub executed: BTreeSet<u32>,
 }
 
 impl Traffic {
@@ -142,6 +144,7 @@ impl Counters {
         for (&line, site) in &other.sites {
             self.sites.entry(line).or_default().add(site);
         }
+        self.executed.extend(&other.executed);
     }
 
     /// Everything, by name; widths and lines that were not used are left out.

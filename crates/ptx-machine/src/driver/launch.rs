@@ -115,6 +115,7 @@ impl Launch {
             seed: number("PTX_MACHINE_SEED").unwrap_or(default.seed),
             resident_blocks: if self.cooperative { self.blocks() as u32 } else { resident },
             max_instructions: number("PTX_MACHINE_LIMIT").unwrap_or(default.max_instructions),
+            coverage: std::env::var_os(COVERAGE).is_some(),
         }
     }
 }
@@ -125,6 +126,7 @@ impl Machine {
         let name = &launch.function.name;
         match exec::run(&launch.function.text, name, &launch.setup(), &mut self.device) {
             Ok(counters) => {
+                self.cover(launch, &counters);
                 append(launch, &counters);
                 self.counters.entry(name.clone()).or_default().add(&counters);
                 Ok(())
@@ -137,19 +139,46 @@ impl Machine {
     }
 }
 
+/// The variable that names a file for the lines that launches executed.
+const COVERAGE: &str = "PTX_MACHINE_COVERAGE";
+
+impl Machine {
+    /// One line for the lines that no launch of this process executed before, where [`COVERAGE`] names a file.
+    fn cover(&mut self, launch: &Launch, counters: &Counters) {
+        if counters.executed.is_empty() {
+            return;
+        }
+        let (target, kernel) = (&launch.function.text.target, &launch.function.name);
+        let covered = self.covered.entry((target.clone(), kernel.clone())).or_default();
+        let new: Vec<u32> = counters.executed.difference(covered).copied().collect();
+        if !new.is_empty() {
+            append_line(COVERAGE, &json!({ "target": target, "kernel": kernel, "lines": new }));
+            covered.extend(new);
+        }
+    }
+}
+
 /// One line for a launch, where `PTX_MACHINE_COUNTERS` names a file.
 fn append(launch: &Launch, counters: &Counters) {
-    let Some(path) = std::env::var_os("PTX_MACHINE_COUNTERS") else { return };
+    if std::env::var_os("PTX_MACHINE_COUNTERS").is_none() {
+        return;
+    }
     let line = json!({
         "kernel": launch.function.name,
         "grid": launch.grid,
         "block": launch.block,
         "counters": counters.to_json(),
     });
+    append_line("PTX_MACHINE_COUNTERS", &line);
+}
+
+/// Appends a line to the file that a variable names.
+fn append_line(variable: &str, line: &serde_json::Value) {
+    let Some(path) = std::env::var_os(variable) else { return };
     let file = OpenOptions::new().create(true).append(true).open(path);
     // One write: several processes may share the file.
     if let Err(error) = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())) {
-        eprintln!("ptx machine: counters: {error}");
+        eprintln!("ptx machine: {variable}: {error}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The state behind the API.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::capture::{Capture, Graph};
@@ -32,6 +32,8 @@ pub struct Machine {
     pub pinned: HashMap<usize, Box<[u128]>>,
     /// What the launches since the last take did, by kernel.
     pub counters: BTreeMap<String, Counters>,
+    /// Lines that are in the file of `PTX_MACHINE_COVERAGE`, by target and kernel.
+    pub covered: HashMap<(String, String), BTreeSet<u32>>,
     last_handle: usize,
 }
 
@@ -50,6 +52,7 @@ impl Default for Machine {
             instances: HashMap::new(),
             pinned: HashMap::new(),
             counters: BTreeMap::new(),
+            covered: HashMap::new(),
             last_handle: 0x1000,
         }
     }

@@ -99,7 +99,7 @@ pub fn run(module: &Module, name: &str, setup: &Setup, device: &mut Device) -> R
     let random = Random::new(setup.seed);
     let mut grid = Grid { module, kernel, setup, core, random, spare: Vec::new(), spent: 0 };
     grid.run()?;
-    Ok(grid.core.count())
+    Ok(grid.core.count(setup.coverage))
 }
 
 impl Grid<'_> {

@@ -57,6 +57,8 @@ pub struct Setup {
     pub resident_blocks: u32,
     /// Most warp instructions.
     pub max_instructions: u64,
+    /// Whether the counters say which lines were executed.
+    pub coverage: bool,
 }
 
 impl Default for Setup {
@@ -69,6 +71,7 @@ impl Default for Setup {
             seed: 0,
             resident_blocks: 16,
             max_instructions: 1 << 36,
+            coverage: false,
         }
     }
 }

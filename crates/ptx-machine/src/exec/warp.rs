@@ -55,9 +55,13 @@ impl<'m> Core<'m> {
         Self { kernel, params, constants, launch, fast, counts, mma_issued: 0, mma_useful: 0.0, clock: 0 }
     }
 
-    /// All counts of the launch.
-    pub fn count(self) -> Counters {
+    /// All counts of the launch, and the lines that were executed where `coverage` asks.
+    pub fn count(self, coverage: bool) -> Counters {
         let mut out = self.launch.counters;
+        if coverage {
+            let executed = self.kernel.code.iter().zip(&self.counts).filter(|&(_, &count)| count > 0);
+            out.executed.extend(executed.map(|(ins, _)| ins.line));
+        }
         for (name, &count) in self.kernel.names.iter().zip(&self.counts).filter(|&(_, &count)| count > 0) {
             *out.instructions.entry(name.clone()).or_default() += count;
             out.warp_instructions += count;

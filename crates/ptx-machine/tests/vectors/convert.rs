@@ -49,6 +49,12 @@ fn integers() {
         let inputs = [spread(seed)];
         check("cvt.s64.s32 %d0, %i0; mov.b64 {_, %o0}, %d0;", &inputs, |x| (x as i32 >> 31) as u32);
         check("cvt.u64.u32 %d0, %i0; mov.b64 {_, %o0}, %d0;", &inputs, |_| 0);
+        check(
+            "cvt.u16.u32 %h0, %i0; cvt.u64.u16 %d0, %h0; mov.b64 {%o0, %r0}, %d0; or.b32 %o0, %o0, %r0;",
+            &inputs,
+            |x| x & 0xffff,
+        );
+        check("cvt.u16.u32 %h0, %i0; cvt.u32.u16 %o0, %h0;", &inputs, |x| x & 0xffff);
         check("cvt.u32.u8 %o0, %i0;", &inputs, |x| x & 0xff);
         check("cvt.s32.s8 %o0, %i0;", &inputs, |x| x as i8 as u32);
         check("cvt.u16.u32 %h0, %i0; cvt.s32.s16 %o0, %h0;", &inputs, |x| x as i16 as u32);

@@ -5,6 +5,7 @@
 mod arithmetic;
 mod convert;
 mod faults;
+mod forms;
 mod harness;
 mod matrix;
 mod schedule;
