@@ -99,6 +99,7 @@ if [ -n "$long" ]; then
     step 'clang for the second front end' second_front_end
     step "tests on clang's PTX" env PTX_MACHINE_PTX="$PWD/target/cuda/clang/molora_sm_80.ptx" \
         tests/cuda.sh -- -- --skip each_architecture_has_its_kernels
+    step "coverage of CUDA's kernels" tests/coverage.py
     step "long tests on CUDA" env MOLORA_LONG=1 tests/cuda.sh
 fi
 table
