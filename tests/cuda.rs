@@ -200,11 +200,8 @@ fn a_captured_layer_sees_later_adapters_and_tokens_in_16_bits() {
 #[test]
 fn a_captured_layer_is_its_launches() {
     let Some(cuda) = device() else { return };
-    let layer = external::<f32>(&cuda, &[0, 1, 2]);
     for (output, launches) in [(Output::Sum, 4), (Output::RankSum, 5)] {
-        let layer =
-            MoeLora::<Cuda>::new(&cuda, pool::<f32>(&cuda, &[0, 1]), Router::External { top_k: TOP_K });
-        let layer = layer.unwrap().with_output(output);
+        let layer = external::<f32>(&cuda, &[0, 1]).with_output(output);
         let (mut workspace, mut engine) = (layer.workspace(TOKENS).unwrap(), Engine::<f32>::new(&cuda));
         let graph = engine.capture(&layer, &mut workspace);
         let mut nodes = 0usize;
@@ -212,19 +209,34 @@ fn a_captured_layer_is_its_launches() {
         let asked = unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) };
         assert_eq!((asked, nodes), (sys::CUresult::CUDA_SUCCESS, launches), "{output:?}");
     }
-    drop(layer);
 }
 
 #[test]
 fn host_memory_is_not_captured() {
     let Some(cuda) = device() else { return };
     let mut pool = pool::<f32>(&cuda, &[0]);
+    let Router::Linear { linear: router, weighting, .. } = linear(3) else { unreachable!("it is linear") };
+    let slots = PoolSizes { experts: 3, ..sizes(ElementType::F32) };
+    let external = Router::External { top_k: 1 };
+    let mut layer = MoeLora::<Cuda>::new(&cuda, Pool::new(&cuda, slots).unwrap(), external).unwrap();
+    let (slice, ids) = (cuda.upload(&[1f32]).unwrap(), cuda.upload(&[0i32]).unwrap());
+    let ids = View::whole(&cuda, &ids).unwrap();
+    let one = plan::Sizes { tokens: 1, top_k: 1, experts: RANKS.len() };
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     cuda.stream().begin_capture(mode).unwrap();
     let refused = [
         pool.put(1, &lora::<f32>(1)).unwrap_err(),
         pool.evict(0).unwrap_err(),
         cuda.take_status().unwrap_err(),
+        cuda.upload(&[1f32]).unwrap_err(),
+        cuda.download(&slice, 1).unwrap_err(),
+        cuda.plan(&one, &pool, &ids, None).unwrap_err(),
+        CudaRouter::new(&cuda, router.clone()).unwrap_err(),
+        layer.set_router(Router::Linear { linear: router, top_k: 1, weighting }).unwrap_err(),
+        layer.workspace(TOKENS).unwrap_err(),
+        Pool::new(&cuda, sizes(ElementType::F32)).unwrap_err(),
+        cuda.with_own_status().unwrap_err(),
+        Cuda::from_stream(cuda.stream().clone()).unwrap_err(),
     ];
     let _ = cuda.stream().end_capture(sys::CUgraphInstantiate_flags(0));
     for error in refused {
@@ -355,6 +367,85 @@ fn a_pool_is_of_one_stream_and_a_plan_of_one_pool() {
     let mut h = ViewMut::whole(&cuda, &mut h).unwrap();
     let error = cuda.shrink(&sizes, &plan, &second, &x, &weights, None, &mut h).unwrap_err();
     assert_eq!(error.to_string(), "shrink: plan: expected a plan made for this pool, got another's");
+    // A refused call leaves no plan where there was none, and the old one where there was.
+    let two = cuda.upload(&[1u32, 1]).unwrap();
+    let (two, ids) = (View::whole(&cuda, &two).unwrap(), View::whole(&cuda, &ids).unwrap());
+    let mut empty = Plan::in_memory(&cuda, cuda.upload(&[0u32; 4096]).unwrap()).unwrap();
+    assert!(cuda.plan_into(plan.sizes(), &one, &ids, Some(&two), &mut empty).is_err());
+    assert!(cuda.shrink(&sizes, &empty, &one, &x, &weights, None, &mut h).is_err());
+    let mut plan = plan;
+    let sizes_of_plan = *plan.sizes();
+    assert!(cuda.plan_into(&sizes_of_plan, &one, &ids, Some(&two), &mut plan).is_err());
+    cuda.shrink(&sizes, &plan, &one, &x, &weights, None, &mut h).unwrap();
+}
+
+/// Views, routers, plans, workspaces and slices of one stream are no other's.
+#[test]
+fn memory_is_of_one_stream() {
+    let Some(cuda) = device() else { return };
+    let other = Cuda::from_stream(cuda.stream().context().new_stream().unwrap()).unwrap();
+    let says = |result: molora::Result<()>, op: &str, argument: &str| {
+        let want = format!("{op}: {argument}: expected memory of this stream, got another's");
+        assert_eq!(result.unwrap_err().to_string(), want);
+    };
+    let Router::Linear { linear, top_k, weighting } = linear(3) else { unreachable!("it is linear") };
+    let router = CudaRouter::new(&cuda, linear).unwrap();
+    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: 3, top_k, weighting };
+    let layers = [&cuda, &other].map(|cuda| external::<f32>(cuda, &[0, 1]));
+    let [mut workspace, mut foreign] = [0, 1].map(|i| layers[i].workspace(TOKENS).unwrap());
+    let mut engine = Engine::<f32>::new(&cuda);
+    let (x, weight) = (View::whole(&cuda, &engine.x).unwrap(), View::whole(&cuda, &engine.weight).unwrap());
+    let mut routing = RoutingView {
+        topk_ids: ViewMut::whole(&cuda, &mut engine.ids).unwrap(),
+        topk_weights: ViewMut::whole(&cuda, &mut engine.weights).unwrap(),
+        live_tokens: None,
+    };
+    let mut y = ViewMut::whole(&cuda, &mut engine.y).unwrap();
+    let plan_sizes = plan::Sizes { tokens: TOKENS, top_k, experts: RANKS.len() };
+    let there = other.upload(&[-1i32; TOKENS * TOP_K]).unwrap();
+    let ids = View::whole(&other, &there).unwrap();
+    let mut plan = other.plan(&plan_sizes, layers[1].pool(), &ids, None).unwrap();
+    let (ids, weights) = (&mut routing.topk_ids, &mut routing.topk_weights);
+    says(other.route(&sizes, &router, &x, None, ids, weights), "route", "router");
+    says(cuda.plan_into(&plan_sizes, layers[0].pool(), &ids.as_view(), None, &mut plan), "plan", "plan");
+    says(plan.download(&cuda).map(drop), "download", "plan");
+    says(other.plan_into(&plan_sizes, layers[1].pool(), &ids.as_view(), None, &mut plan), "plan", "topk_ids");
+    let base =
+        base::Sizes { tokens: TOKENS, in_features: IN, out_features: OUT, x_stride: IN, y_stride: OUT };
+    says(other.base(&base, &weight, None, &x, None, &mut y), "base", "weight");
+    let mut of = |cuda: usize, workspace: &mut Workspace| {
+        layers[cuda].forward_delta(&rows(TOKENS), &x, &mut routing, workspace, &mut y)
+    };
+    of(0, &mut workspace).unwrap();
+    says(of(0, &mut foreign), "layer", "workspace");
+    says(of(1, &mut foreign), "plan", "topk_ids");
+    // cudarc frees a slice on its own stream, with no thought for ours.
+    says(Plan::in_memory(&cuda, other.upload(&[0u32; 4]).unwrap()).map(drop), "cuda", "slice");
+    let (words, h) = (cuda.upload(&[0u32; 4]).unwrap(), other.upload(&[0f32; 4]).unwrap());
+    says(layers[0].workspace_in(words, h).map(drop), "cuda", "slice");
+}
+
+/// Alone in its process it is the last handle that goes: the module stays.
+#[test]
+fn kernels_outlive_their_handles() {
+    if device().is_none() {
+        return;
+    }
+    let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+    let cuda = Cuda::from_stream(stream.clone()).unwrap();
+    let (x, weight) = (cuda.upload(&[2f32; IN]).unwrap(), cuda.upload(&[1f32; IN]).unwrap());
+    let mut y = cuda.upload(&[7f32]).unwrap();
+    let sizes = base::Sizes { tokens: 1, in_features: IN, out_features: 1, x_stride: IN, y_stride: 1 };
+    let graph = {
+        let (x, weight) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &weight).unwrap());
+        let mut y = ViewMut::whole(&cuda, &mut y).unwrap();
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        cuda.base(&sizes, &weight, None, &x, None, &mut y).unwrap();
+        stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().expect("a launch was captured")
+    };
+    drop(cuda);
+    graph.launch().unwrap();
+    assert_eq!(stream.clone_dtoh(&y).unwrap(), [2.0 * IN as f32]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![cfg(feature = "cuda")]
 
 use molora::ElementType::{self, Bf16, F16, F32};
-use molora::device::cuda::{Kernel, Launch, Offer};
+use molora::device::cuda::{Kernel, Launch, Offer, Plan};
 use molora::ops::{Form, Output, base, expand, plan, shrink};
 
 const NO_MMA: Offer = Offer { batch_invariant: false, mma_f16: false, mma_bf16: false };
@@ -149,5 +149,21 @@ fn plan_takes_one_launch_for_one_chunk() {
         (64, 9, 2),
     ] {
         assert_eq!(grid(tokens, top_k), one(chunks), "{tokens} x {top_k}");
+    }
+}
+
+#[test]
+fn absurd_sizes_saturate() {
+    const MAX: usize = usize::MAX;
+    for (tokens, top_k, experts) in [(MAX, MAX, MAX), (MAX, 1, 1), (1, MAX, 1), (1, 1, MAX), (MAX, 8, MAX)] {
+        let sizes = plan::Sizes { tokens, top_k, experts };
+        assert_eq!(Plan::bytes(&sizes), u64::MAX, "{sizes:?}");
+        assert!(plan::cuda::grid(&sizes).len() <= 3);
+        for live in [0, 1, MAX] {
+            let (in_features, x_stride, h_stride, output) = (8, 8, MAX, Output::PerRoute);
+            let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
+            let launch = shrink::cuda::grid(&sizes, (F32, F32), (live, MAX, MAX), true, &AMPERE);
+            assert_eq!(launch.groups, MAX);
+        }
     }
 }

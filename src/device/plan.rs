@@ -45,17 +45,17 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout for these sizes; `top_k` is at most the shape's `chunk_routes`.
+    /// The layout for these sizes; `top_k` is at most the shape's `chunk_routes`. Absurd sizes saturate.
     pub(crate) fn new(sizes: &Sizes, shape: &Shape) -> Self {
         let (routes, experts) = (sizes.routes(), sizes.experts);
         let chunk_tokens = (shape.chunk_routes / sizes.top_k.max(1)).clamp(1, shape.chunk_tokens);
         let chunk_routes = (chunk_tokens * sizes.top_k).max(1);
         let chunks = routes.div_ceil(chunk_routes);
-        let max_tiles = routes / shape.tile_routes + experts.min(routes);
+        let max_tiles = (routes / shape.tile_routes).saturating_add(experts.min(routes));
         let mut words = shape.header;
         let mut section = |length: usize| {
             let at = words;
-            words += length;
+            words = words.saturating_add(length);
             at
         };
         Self {
@@ -63,13 +63,13 @@ impl Layout {
             chunks,
             max_tiles,
             at_ids: section(routes),
-            at_chunks: section(chunks * chunk_routes),
+            at_chunks: section(chunks.saturating_mul(chunk_routes)),
             at_places: section(routes),
-            at_counts: section(chunks * experts),
+            at_counts: section(chunks.saturating_mul(experts)),
             at_sorted: section(routes),
-            at_offsets: section(experts + 1),
-            at_tile_offsets: section(experts + 1),
-            at_tiles: section(2 * max_tiles),
+            at_offsets: section(experts.saturating_add(1)),
+            at_tile_offsets: section(experts.saturating_add(1)),
+            at_tiles: section(max_tiles.saturating_mul(2)),
             words,
         }
     }

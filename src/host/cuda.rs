@@ -37,6 +37,7 @@ pub(super) fn run<X: Element>(
     let (cuda, routes) = (layer.device(), rows.tokens.saturating_mul(layer.router().top_k()));
     check_len("layer", "topk_ids", routes, routing.topk_ids.len())?;
     check_len("layer", "topk_weights", routes, routing.topk_weights.len())?;
+    cuda.check_not_capturing("layer")?;
     let b = Buffers::at_least(buffers, layer, sizes, rows.tokens)?;
     copy(cuda, x, &mut b.x)?;
     if base.is_none() {

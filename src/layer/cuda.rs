@@ -33,7 +33,8 @@ pub struct Workspace {
 }
 
 impl MoeLora<Cuda> {
-    /// A layer from a pool and a router. The layer has a status word of its own: `layer.device().take_status()`.
+    /// A layer from a pool and a router. The layer has a status word of its own: `layer.device().take_status()`. No graph
+    /// captured from it may outlive it; see [`crate::device::cuda`].
     pub fn new(cuda: &Cuda, pool: device::Pool, router: Router<LinearRouter>) -> Result<Self> {
         pool.check_stream(OP, cuda)?;
         let (device, output) = (cuda.with_own_status()?, crate::ops::Output::Sum);
@@ -42,8 +43,11 @@ impl MoeLora<Cuda> {
         Ok(layer)
     }
 
-    /// Another router from the next call on; a captured graph keeps the old one's memory: capture anew.
+    /// Another router from the next call on. The old one's memory is freed: a graph that was captured with it must not be
+    /// replayed again.
     pub fn set_router(&mut self, router: Router<LinearRouter>) -> Result<()> {
+        // The old router's memory is freed here, which is not for a graph either.
+        self.device.check_not_capturing(OP)?;
         if let Router::Linear { linear, .. } = &router {
             check_router(&router, linear, self.pool.slots().sizes())?;
         }
@@ -96,7 +100,7 @@ impl MoeLora<Cuda> {
         Ok(Workspace { plan, h: Memory::new(&self.device, h)? })
     }
 
-    /// A workspace in the engine's slices; see [`Self::workspace_bytes`].
+    /// A workspace in the engine's slices, of the layer's stream; see [`Self::workspace_bytes`].
     pub fn workspace_in(&self, plan: CudaSlice<u32>, h: CudaSlice<f32>) -> Result<Workspace> {
         let plan = device::Plan::in_memory(&self.device, plan)?;
         Ok(Workspace { plan, h: Memory::of(&self.device, h)? })
@@ -106,7 +110,7 @@ impl MoeLora<Cuda> {
     ///
     /// # Safety
     /// Both are device memory of the stream's context, aligned to 16 bytes, that nothing else writes for as long as the
-    /// workspace is used and the work of that use runs.
+    /// workspace is used and the work of that use runs; all of it is on one stream.
     pub unsafe fn workspace_from_raw(&self, plan: (u64, u64), h: (u64, u64)) -> Workspace {
         // SAFETY: the caller's promise.
         let plan = unsafe { device::Plan::from_raw(plan.0, (plan.1 / 4) as usize) };
@@ -170,6 +174,7 @@ impl MoeLora<Cuda> {
         let (topk_ids, topk_weights) = (routing.topk_ids.as_view(), routing.topk_weights.as_view());
         let live_tokens = routing.live_tokens.as_ref();
         let Workspace { plan, h } = workspace;
+        self.device.check_streams(OP, [("workspace", h.stream())])?;
         let (h_len, scratch_len) = self.h_parts(rows.tokens);
         if h.len() < h_len.saturating_add(scratch_len) {
             let expected =

@@ -77,6 +77,8 @@ pub struct Properties {
     pub shared_memory_per_block: i32,
     /// Bytes of device memory.
     pub memory: usize,
+    /// Whether the device reads pageable host memory by the host's page tables, as on Grace Hopper: uploads then wait.
+    pub reads_host_memory: bool,
 }
 
 /// The library and its functions, looked for once.
@@ -171,6 +173,9 @@ pub(super) fn examine(device: sys::CUdevice) -> Result<(Properties, Set)> {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_memory_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
         memory,
+        reads_host_memory: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES,
+        )? != 0,
         name,
     };
     Ok((properties, set))

@@ -3,6 +3,9 @@
 //! Every launch and copy goes to the handle's one stream. Nothing waits for it but [`Cuda::take_status`], [`Cuda::wait`] and
 //! the downloads (a large upload may, in the driver), and no call but the constructors, uploads and [`Cuda::plan`] takes
 //! memory: the operations may be captured into a CUDA graph.
+//!
+//! A graph holds addresses and keeps nothing alive: none may be replayed after the layer, pool, workspace or plan, router,
+//! slices or handle that it was captured from is dropped (or, a router, replaced).
 
 #[cfg(test)]
 mod contract;
@@ -14,6 +17,7 @@ pub(crate) mod params;
 mod plan;
 mod pool;
 mod status;
+mod stream;
 mod view;
 
 /// The driver's bindings, for engines: streams, slices and graphs of this version.
@@ -28,11 +32,12 @@ pub use view::{View, ViewMut};
 
 pub(crate) use memory::Memory;
 pub(crate) use plan::{MAX_TOP_K, SHAPE};
+pub(crate) use stream::StreamId;
 pub(crate) use view::is_vector;
 
 use crate::element::ElementType;
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, result, sys};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, result};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -73,6 +78,7 @@ impl Cuda {
     }
 
     fn assemble(stream: Arc<CudaStream>, properties: Properties, set: module::Set) -> Result<Self> {
+        stream::check_not_capturing("cuda", &stream, &properties.name)?;
         let module = module::Module::of(stream.context(), set, &properties.name)?;
         let status =
             Memory::zeroed_on(&stream, 1).map_err(|e| driver::failed(&properties.name, "status", e))?;
@@ -135,13 +141,13 @@ impl Cuda {
     /// Device memory that holds `values`, of at least one element; copies, in stream order. The values may be freed on return.
     pub fn upload<T: DeviceRepr + bytemuck::Pod>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         let mut slice = self.alloc(values.len())?;
-        if !values.is_empty() {
-            self.stream().memcpy_htod(values, &mut slice).map_err(|e| self.failed("upload", e))?;
-        }
+        let (address, guard) = slice.device_ptr_mut(self.stream());
+        self.copy_to(address, values)?;
+        drop(guard);
         Ok(slice)
     }
 
-    /// Device memory for `len` elements, at least one, of no particular contents.
+    /// Device memory for `len` elements, at least one, of no particular contents; not in a capture.
     pub(crate) fn alloc<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
         let len = len.max(1);
         // cudarc multiplies unchecked.
@@ -149,6 +155,7 @@ impl Cuda {
             let got = format!("{len} * {} bytes", size_of::<T>());
             return Err(Error::argument("cuda", "len", "a size that fits memory", got));
         }
+        self.check_not_capturing("cuda")?;
         self.bind()?;
         // SAFETY: all who call write the elements, or hand them to kernels that write before they read.
         unsafe { self.stream().alloc(len) }.map_err(|e| self.failed("memory", e))
@@ -164,6 +171,8 @@ impl Cuda {
             let expected = format!("at most the slice's {} elements", slice.len());
             return Err(Error::argument("download", "len", expected, len));
         }
+        // Before the slice's events, which a capture would take in.
+        self.check_not_capturing("download")?;
         self.bind()?;
         let (address, _guard) = slice.device_ptr(self.stream());
         self.download_from(address, len)
@@ -171,6 +180,7 @@ impl Cuda {
 
     /// `len` elements from an address on; waits.
     pub(crate) fn download_from<T: bytemuck::Pod>(&self, address: u64, len: usize) -> Result<Vec<T>> {
+        self.check_not_capturing("download")?;
         let mut values = vec![T::zeroed(); len];
         if len > 0 {
             self.bind()?;
@@ -192,24 +202,18 @@ impl Cuda {
         self.stream().context().bind_to_thread().map_err(|e| self.failed("context", e))
     }
 
-    /// Enqueues `len` elements of host memory to an address; they may be freed on return.
+    /// Enqueues host memory to an address; it may be freed on return: the driver stages it, or where the device reads it by
+    /// the host's page tables, where no staging is promised, the call waits. For uploads and pools, not for operations.
     pub(crate) fn copy_to<T: bytemuck::Pod>(&self, address: u64, values: &[T]) -> Result<()> {
         self.bind()?;
         if values.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller's memory has room. Host memory that is not pinned is staged before the call returns.
+        // SAFETY: the caller's memory has room. Host memory that is not pinned is staged before the call returns,
+        // else the wait below keeps it.
         unsafe { result::memcpy_htod_async(address, values, self.stream().cu_stream()) }
-            .map_err(|e| self.failed("copy", e))
-    }
-
-    /// Refuses copies from host memory into a graph: a replay would read memory that is long gone.
-    pub(crate) fn check_not_capturing(&self, op: &'static str) -> Result<()> {
-        let status = self.stream().capture_status().map_err(|e| self.failed("stream", e))?;
-        if status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
-            return Ok(());
-        }
-        Err(Error::argument(op, "stream", "one that captures no graph", format!("{status:?}")))
+            .map_err(|e| self.failed("copy", e))?;
+        if self.properties().reads_host_memory { self.wait() } else { Ok(()) }
     }
 
     /// Enqueues a kernel with its one parameter; nothing where the grid is empty.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 /// One of the sets of PTX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,6 +70,7 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
+/// Only what failed to load all of itself is dropped, see [`Module::of`].
 impl Drop for Module {
     fn drop(&mut self) {
         let unloaded = self.context.bind_to_thread().and_then(|()| {
@@ -81,19 +82,19 @@ impl Drop for Module {
 }
 
 impl Module {
-    /// The set in this context, from the cache where a handle of the context lives already.
+    /// The set in this context, loaded once and kept with its context to the process's end: work in flight and graphs hold its
+    /// functions when no handle does. Contexts are the devices' primary ones, of which there are few.
     pub(super) fn of(context: &Arc<CudaContext>, set: Set, device: &str) -> Result<Arc<Self>> {
-        // A module keeps its context alive, so that no other context can take the address while it is in here.
-        static LOADED: Mutex<Option<HashMap<usize, Weak<Module>>>> = Mutex::new(None);
+        // A module keeps its context alive, so that no other context can take the address.
+        static LOADED: Mutex<Option<HashMap<usize, Arc<Module>>>> = Mutex::new(None);
         let mut loaded = LOADED.lock().unwrap_or_else(|p| p.into_inner());
         let loaded = loaded.get_or_insert_default();
-        loaded.retain(|_, module| module.strong_count() > 0);
         let key = context.cu_ctx() as usize;
-        if let Some(module) = loaded.get(&key).and_then(Weak::upgrade) {
-            return Ok(module);
+        if let Some(module) = loaded.get(&key) {
+            return Ok(module.clone());
         }
         let module = Arc::new(Self::load(context, set, device)?);
-        loaded.insert(key, Arc::downgrade(&module));
+        loaded.insert(key, module.clone());
         Ok(module)
     }
 

@@ -38,7 +38,7 @@ impl Plan {
     ///
     /// # Safety
     /// The `words` words at `address` are device memory of the stream's context, aligned to 16 bytes, that nothing else writes
-    /// for as long as the plan is used and the work of that use runs.
+    /// for as long as the plan is used and the work of that use runs; all of it is on one stream.
     pub unsafe fn from_raw(address: u64, words: usize) -> Self {
         // SAFETY: the caller's promise.
         Self::empty(unsafe { Memory::from_raw(address, words) })
@@ -54,9 +54,9 @@ impl Plan {
         &self.sizes
     }
 
-    /// Bytes of device memory that a plan of these sizes takes.
+    /// Bytes of device memory that a plan of these sizes takes; absurd sizes saturate.
     pub fn bytes(sizes: &Sizes) -> u64 {
-        Layout::new(sizes, &SHAPE).words as u64 * 4
+        (Layout::new(sizes, &SHAPE).words as u64).saturating_mul(4)
     }
 
     /// Refuses a pool that the plan was not made for, or of another stream; evictions since then are the kernels' to skip.
@@ -101,6 +101,7 @@ impl Plan {
 
     /// `sorted_routes` and `expert_offsets` in host memory; waits.
     pub fn download(&self, cuda: &Cuda) -> Result<(Vec<u32>, Vec<u32>)> {
+        cuda.check_streams("download", [("plan", self.memory.stream())])?;
         let Sizes { experts, .. } = self.sizes;
         if self.sizes.routes() == 0 {
             return Ok((Vec::new(), vec![0; experts + 1]));

@@ -36,6 +36,7 @@ pub struct Pool {
 impl Pool {
     /// An empty pool; its memory is taken now.
     pub fn new(cuda: &Cuda, sizes: PoolSizes) -> Result<Self> {
+        cuda.check_not_capturing(OP)?;
         let slots = Slots::new(sizes)?;
         let factor = |width: usize| {
             let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 impl Cuda {
     /// The same device with a status word of its own, so that a layer's troubles are told from another's.
     pub fn with_own_status(&self) -> Result<Self> {
+        self.check_not_capturing("cuda")?;
         self.bind()?;
         let word = Memory::zeroed_on(self.stream(), 1).map_err(|e| self.failed("status", e))?;
         Ok(Self { status: Arc::new(word), ..self.clone() })

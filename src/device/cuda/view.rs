@@ -1,20 +1,22 @@
 //! A typed part of an engine's device memory.
 
-use super::Cuda;
 use super::params::Address;
+use super::{Cuda, StreamId};
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceSlice, SyncOnDrop};
 use std::marker::PhantomData;
 
-/// `len` elements of type T in device memory, to read. Copies nothing.
+/// `len` elements of type T in device memory, to read on one stream. Copies nothing.
 ///
 /// The address is taken once, when the view is made: there the stream waits for whatever other streams of the context still
 /// write, and when the view is dropped its use is recorded for them (cudarc's event tracking). For a CUDA graph make the
-/// views first, then capture, then drop them: no foreign event gets into the capture.
+/// views first, then capture, then drop them: no foreign event gets into the capture. The slice itself must live for as long as the graph is replayed, which the
+/// compiler cannot see.
 #[derive(Debug)]
 pub struct View<'a, T> {
     address: Address,
     len: usize,
+    stream: Option<StreamId>,
     _guard: Option<SyncOnDrop<'a>>,
     _elements: PhantomData<&'a [T]>,
 }
@@ -24,6 +26,7 @@ pub struct View<'a, T> {
 pub struct ViewMut<'a, T> {
     address: Address,
     len: usize,
+    stream: Option<StreamId>,
     _guard: Option<SyncOnDrop<'a>>,
     _elements: PhantomData<&'a mut [T]>,
 }
@@ -45,7 +48,8 @@ impl<'a, T> View<'a, T> {
         cuda.bind()?;
         let len = part.len();
         let (address, guard) = part.view_ptr(cuda.stream());
-        Ok(Self { address, len, _guard: Some(guard), _elements: PhantomData })
+        let stream = Some(StreamId::of(cuda.stream()));
+        Ok(Self { address, len, stream, _guard: Some(guard), _elements: PhantomData })
     }
 
     /// All of a slice.
@@ -56,10 +60,10 @@ impl<'a, T> View<'a, T> {
     /// Memory that no cudarc slice owns.
     ///
     /// # Safety
-    /// The `len` elements at `address` are device memory of the stream's context, aligned to T, for as long as work that
-    /// reads them may run, and whoever writes them is ordered with the stream.
+    /// The `len` elements at `address` are device memory of the context of the stream that it is used on, aligned to T, for as
+    /// long as work that reads them may run, and whoever writes them is ordered with that stream.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, _guard: None, _elements: PhantomData }
+        Self { address, len, stream: None, _guard: None, _elements: PhantomData }
     }
 
     /// Elements.
@@ -70,6 +74,11 @@ impl<'a, T> View<'a, T> {
     /// No elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whose it is; none for memory by its address.
+    pub(crate) fn stream(&self) -> Option<StreamId> {
+        self.stream
     }
 
     /// Where the first element lies.
@@ -85,7 +94,8 @@ impl<'a, T> ViewMut<'a, T> {
         cuda.bind()?;
         let len = part.len();
         let (address, guard) = part.view_ptr_mut(cuda.stream());
-        Ok(Self { address, len, _guard: Some(guard), _elements: PhantomData })
+        let stream = Some(StreamId::of(cuda.stream()));
+        Ok(Self { address, len, stream, _guard: Some(guard), _elements: PhantomData })
     }
 
     /// All of a slice.
@@ -98,12 +108,18 @@ impl<'a, T> ViewMut<'a, T> {
     /// # Safety
     /// As [`View::from_raw`], and nothing else reads or writes the elements unless ordered with the stream.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, _guard: None, _elements: PhantomData }
+        Self { address, len, stream: None, _guard: None, _elements: PhantomData }
     }
 
     /// The same elements, to read what an earlier call wrote.
     pub fn as_view(&self) -> View<'_, T> {
-        View { address: self.address, len: self.len, _guard: None, _elements: PhantomData }
+        View {
+            address: self.address,
+            len: self.len,
+            stream: self.stream,
+            _guard: None,
+            _elements: PhantomData,
+        }
     }
 
     /// Elements.
@@ -114,6 +130,11 @@ impl<'a, T> ViewMut<'a, T> {
     /// No elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whose it is; none for memory by its address.
+    pub(crate) fn stream(&self) -> Option<StreamId> {
+        self.stream
     }
 
     /// Where the first element lies.

@@ -33,6 +33,14 @@ impl Cuda {
         for (name, len) in [("weight", weight.len()), ("x", x.len()), ("y", y.len())] {
             word(OP, name, len)?;
         }
+        let memory = [
+            ("weight", weight.stream()),
+            ("bias", bias.and_then(View::stream)),
+            ("x", x.stream()),
+            ("live_tokens", live_tokens.and_then(View::stream)),
+            ("y", y.stream()),
+        ];
+        self.check_streams(OP, memory)?;
         let bytes = size_of::<X>();
         let x_vector = cuda::is_vector(x.address(), sizes.x_stride, bytes);
         let w_vector = cuda::is_vector(weight.address(), sizes.in_features, bytes);

@@ -47,6 +47,13 @@ impl Cuda {
         for (name, len) in [("h", h.len()), ("y", y.len())] {
             word(OP, name, len)?;
         }
+        let memory = [
+            ("plan", plan.memory.stream()),
+            ("h", h.stream()),
+            ("topk_weights", topk_weights.stream()),
+            ("y", y.stream()),
+        ];
+        self.check_streams(OP, memory)?;
         if plan.sizes().routes() == 0 {
             return if sizes.accumulate { Ok(()) } else { self.zero_rows(sizes, y) };
         }

@@ -63,13 +63,16 @@ impl Cuda {
                 got,
             ));
         }
-        (plan.sizes, plan.layout) = (*sizes, Layout::new(sizes, &SHAPE));
+        let live = live_tokens.and_then(View::stream);
+        let (ids, words) = (topk_ids.stream(), plan.memory.stream());
+        self.check_streams(OP, [("topk_ids", ids), ("live_tokens", live), ("plan", words)])?;
+        let live_tokens = live_tokens_address(OP, live_tokens)?;
+        // No pool's until every launch is enqueued: what fails half-way must not pass for a plan.
+        (plan.sizes, plan.layout, plan.pool) = (*sizes, Layout::new(sizes, &SHAPE), 0);
+        let topk_ids = topk_ids.address();
+        let params = cuda::params::PlanParams { live_tokens, topk_ids, ..plan.params(OP, self, pool)? };
+        grid(sizes).iter().try_for_each(|launch| self.launch(OP, launch, &params))?;
         plan.pool = pool.slots().id();
-        let params = cuda::params::PlanParams {
-            live_tokens: live_tokens_address(OP, live_tokens)?,
-            topk_ids: topk_ids.address(),
-            ..plan.params(OP, self, pool)?
-        };
-        grid(sizes).iter().try_for_each(|launch| self.launch(OP, launch, &params))
+        Ok(())
     }
 }

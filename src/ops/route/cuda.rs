@@ -46,6 +46,14 @@ impl Cuda {
         if sizes.top_k > MAX_TOP_K {
             return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on CUDA"), sizes.top_k));
         }
+        let memory = [
+            ("router", router.weight.stream()),
+            ("x", x.stream()),
+            ("live_tokens", live_tokens.and_then(View::stream)),
+            ("topk_ids", topk_ids.stream()),
+            ("topk_weights", topk_weights.stream()),
+        ];
+        self.check_streams(OP, memory)?;
         let weight = router.weight.address();
         let params = RouteParams {
             x: x.address(),

@@ -17,8 +17,9 @@ pub fn grid(
     vector: bool,
     offer: &Offer,
 ) -> Launch {
-    let routes = sizes.tokens * sizes.top_k;
-    let few = !offer.batch_invariant && sizes.tokens <= 16 && routes < 8 * live.clamp(1, routes.max(1));
+    let routes = sizes.tokens.saturating_mul(sizes.top_k);
+    let shared = routes >= live.clamp(1, routes.max(1)).saturating_mul(8);
+    let few = !offer.batch_invariant && sizes.tokens <= 16 && !shared;
     let (kernel, form, columns) = match (few, vector && offer.has_mma(x, a)) {
         (true, _) => (Kernel::ShrinkFew, Form::Few, 8),
         (false, false) => (Kernel::ShrinkMany, Form::Many, 32),
@@ -56,6 +57,14 @@ impl Cuda {
         for (name, len) in [("x", x.len()), ("h", h.len())] {
             word(OP, name, len)?;
         }
+        let memory = [
+            ("plan", plan.memory.stream()),
+            ("x", x.stream()),
+            ("topk_weights", topk_weights.stream()),
+            ("scratch", scratch.as_ref().and_then(|s| s.stream())),
+            ("h", h.stream()),
+        ];
+        self.check_streams(OP, memory)?;
         if sizes.output != Output::RankSum {
             let params = self.shrink_params(sizes, plan, pool, x, h.address())?;
             return self.shrink_routes::<X>(sizes, plan, pool, params);
