@@ -111,7 +111,7 @@ fn expand_covers_every_row_and_column() {
                 let y_stride = out_features;
                 let sizes =
                     expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                let launch = expand::cuda::grid(&sizes, elements, (live, 1), &offer);
+                let launch = expand::cuda::grid(&sizes, elements, (live, 8, 1), &offer);
                 assert_eq!(launch.entry.kernel, kernel, "{tokens} tokens, {live} adapters, {elements:?}");
                 let few = kernel == Kernel::ExpandFew;
                 let rows = if few { output.y_rows(tokens, top_k) } else { 1 };
@@ -149,5 +149,18 @@ fn plan_takes_one_launch_for_one_chunk() {
         (64, 9, 2),
     ] {
         assert_eq!(grid(tokens, top_k), one(chunks), "{tokens} x {top_k}");
+    }
+}
+
+/// A piece on tensor cores keeps its rank in 16 bits.
+#[test]
+fn expand_takes_larger_ranks_without_tensor_cores() {
+    let offer = Offer { batch_invariant: false, mma_f16: true, mma_bf16: true };
+    let output = Output::Sum;
+    for (max_rank, kernel) in [(0xffff, Kernel::ExpandMma), (0x10000, Kernel::ExpandMany)] {
+        let (tokens, top_k, out_features, h_stride, y_stride, accumulate) = (64, 1, 64, max_rank, 64, false);
+        let sizes = expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
+        let elements = (ElementType::F16, ElementType::F16);
+        assert_eq!(expand::cuda::grid(&sizes, elements, (1, max_rank, 1), &offer).entry.kernel, kernel);
     }
 }
