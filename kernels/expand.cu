@@ -3,13 +3,17 @@
 
 #include "common.cuh"
 
+// A route's factor that says: it counts for nothing. No product of finite numbers is NaN.
+__device__ __forceinline__ bool skips(float factor) { return (__float_as_uint(factor) & 0x7fffffffu) > 0x7f800000u; }
+constexpr u32 SKIP = 0x7fffffff;
+
 // What the product of route n with its expert counts for.
 __device__ __forceinline__ float factor(const ExpandParams& p, const Slot& slot, u32 n) {
     if (p.output == PER_ROUTE) return slot.scaling;
     float weight = p.topk_weights[n];
     if (is_finite(weight)) return slot.scaling * weight;
     atomicOr(p.plan.status, WEIGHT_NOT_FINITE);
-    return 0.0f;
+    return __uint_as_float(SKIP);
 }
 
 __device__ __forceinline__ const float* h_row(const ExpandParams& p, u32 n) {
@@ -42,6 +46,7 @@ struct Terms {
     float4 sums[FEW_GROUPS][2][64]; // of the groups behind the first
     u32 begins[33], first_rows[32]; // of each route: its first term, its first row of B
     float route_factors[32];
+    u32 live; // whether any of the routes has an adapter
 };
 
 // Eight columns of a row of B. Rows end at multiples of 16 bytes: four f32 at once.
@@ -60,6 +65,7 @@ template <class B> __device__ __forceinline__ Raw<B, FEW_COLUMNS> b_columns(cons
 // One warp: what up to 32 routes from n on add to the terms.
 __device__ __forceinline__ void open_routes(const ExpandParams& p, Terms& s, u32 n, u32 count, u32 clock) {
     u32 lane = threadIdx.x, rank = 0;
+    bool live = false;
     u32 e = lane < count ? p.plan.words[p.plan.at_ids + n + lane] : NONE;
     if (e != NONE) {
         Slot slot = slot_at(p.plan, e);
@@ -67,9 +73,11 @@ __device__ __forceinline__ void open_routes(const ExpandParams& p, Terms& s, u32
         if (why != 0) {
             atomicOr(p.plan.status, why);
         } else {
-            rank = slot.rank;
+            float f = factor(p, slot, n + lane);
+            live = true;
+            rank = skips(f) ? 0 : slot.rank;
             s.first_rows[lane] = slot.row;
-            s.route_factors[lane] = factor(p, slot, n + lane);
+            s.route_factors[lane] = f;
         }
     }
     u32 upto = rank;
@@ -79,7 +87,8 @@ __device__ __forceinline__ void open_routes(const ExpandParams& p, Terms& s, u32
         if (lane >= step) upto += other;
     }
     s.begins[lane + 1] = upto;
-    if (lane == 0) s.begins[0] = 0;
+    live = __any_sync(ALL_LANES, live);
+    if (lane == 0) s.begins[0] = 0, s.live = live;
 }
 
 // Lists the terms from i0 on of the routes from n on.
@@ -145,7 +154,7 @@ template <class Y, class B> __device__ __forceinline__ void expand_few(const Exp
         if (threadIdx.x < 32) open_routes(p, s, n, left, clock);
         __syncthreads();
         u32 total = s.begins[32];
-        any |= total > 0;
+        any |= s.live != 0;
         for (u32 i0 = 0; i0 < total; i0 += TERMS) {
             u32 count = min(total - i0, TERMS), i = group;
             if (i0 > 0) __syncthreads(); // the last terms are read

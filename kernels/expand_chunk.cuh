@@ -63,7 +63,7 @@ __device__ __forceinline__ void list_route(const ExpandParams& p, Shared& s, u32
             float weight = s.draft.weights[route];
             row = slot.row, s.draft.ranks[i] = slot.rank;
             if (!is_finite(weight)) refused = WEIGHT_NOT_FINITE;
-            s.factors[i] = is_finite(weight) ? slot.scaling * weight : 0.0f;
+            s.factors[i] = is_finite(weight) ? slot.scaling * weight : __uint_as_float(SKIP);
         }
         if (refused != 0) atomicOr(p.plan.status, refused);
     }

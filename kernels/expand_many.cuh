@@ -72,6 +72,7 @@ __device__ __forceinline__ bool read_route(const ExpandParams& p, u32 chunk, u32
     bool mine = own.row % WARPS == threadIdx.x / 32;
     if (why != 0 && mine) atomicOr(plan.status, why);
     if (why == 0 && mine) own.factor = factor(p, slot, own.n);
+    if (skips(own.factor)) slot.rank = 0; // touched, and nothing to add
     return why == 0;
 }
 
@@ -118,7 +119,7 @@ template <class Y, class B> __device__ __forceinline__ void expand_many(const Ex
         Slot slot = {NONE, 0, 0.0f, 0};
         bool counts = i + lane < count && read_route(p, chunk, i + lane, clock, own, slot);
         u32 mine = __ballot_sync(ALL_LANES, counts && own.row % WARPS == warp);
-        add_routes(p, b, mine, own, slot, acc);
+        add_routes(p, b, mine & __ballot_sync(ALL_LANES, slot.rank != 0), own, slot, acc);
         if (p.output != PER_ROUTE) {
             for (u32 left = mine; left != 0; left &= left - 1) {
                 touched |= 1u << __shfl_sync(ALL_LANES, own.row, __ffs(left) - 1) / WARPS;

@@ -113,6 +113,7 @@ __device__ __forceinline__ Pair deal(Shared& s, const Product (&sums)[2], const 
         pair.inside[i] = n < step.count;
         u32 at = step.begin + (pair.inside[i] ? n : 0);
         pair.factors[i] = s.factors[at];
+        pair.inside[i] = pair.inside[i] && !skips(pair.factors[i]);
         pair.to[i] = (float4*)&s.acc[per_route ? n : s.routes[at] >> 9][column + 4 * (lane % 8)];
     }
     return pair;

@@ -182,7 +182,9 @@ template <class X> __device__ __forceinline__ void route(const RouteParams& p) {
         for (u32 j = 0; j < OWN; j++) {
             if (threadIdx.x + THREADS * j < count) sum += expf(own[j] - largest);
         }
-        total = total * expf(before - largest) + block_sum(sum, sums);
+        // No product in the first round: before stands for nothing there, and 0 * inf is NaN.
+        float kept = e0 == 0 ? 0.0f : total * expf(before - largest);
+        total = kept + block_sum(sum, sums);
     }
     finish(p, t, list, total, shares);
 }

@@ -3,12 +3,14 @@
 
 fn factor(slot: Slot, n: u32) -> f32 {
     if (PER_ROUTE == 1u) { return slot.scaling; }
-    let weight = topk_weights_at(n);
-    if (!is_finite(weight)) {
-        atomicOr(&status, WEIGHT_NOT_FINITE);
-        return 0.0;
-    }
-    return slot.scaling * weight;
+    return slot.scaling * topk_weights_at(n);
+}
+
+// Whether route n counts: 0 times its product would not do, h may be infinite.
+fn counts(n: u32) -> bool {
+    if (PER_ROUTE == 1u || is_finite(topk_weights_at(n))) { return true; }
+    atomicOr(&status, WEIGHT_NOT_FINITE);
+    return false;
 }
 
 fn h_row(n: u32) -> u32 {
@@ -56,6 +58,7 @@ fn expand_few(
             continue;
         }
         any = true;
+        if (!counts(n)) { continue; }
         var product = vec4<f32>();
         let h0 = h_row(n);
         for (var r = 0u; r < slot.rank; r++) {
@@ -115,6 +118,7 @@ fn add_segment(chunk: u32, begin: u32, end: u32, slot: Slot, column: u32, lane: 
         let b15 = b_quad(at + 15u * step);
         for (var i = begin; i < end; i++) {
             let n = route_at(chunk, i);
+            if (!counts(n)) { continue; }
             let h0 = h_row(n) + r;
             let ha = h_quad(h0);
             let hb = h_quad(h0 + 4u);
@@ -135,6 +139,7 @@ fn add_segment(chunk: u32, begin: u32, end: u32, slot: Slot, column: u32, lane: 
         let b3 = b_quad(at + 3u * step);
         for (var i = begin; i < end; i++) {
             let n = route_at(chunk, i);
+            if (!counts(n)) { continue; }
             let h0 = h_row(n) + r;
             let ha = h_quad(h0);
             let product = ha.x * b0 + ha.y * b1 + ha.z * b2 + ha.w * b3;
@@ -145,6 +150,7 @@ fn add_segment(chunk: u32, begin: u32, end: u32, slot: Slot, column: u32, lane: 
         let b = b_quad((slot.row + r) * step + column);
         for (var i = begin; i < end; i++) {
             let n = route_at(chunk, i);
+            if (!counts(n)) { continue; }
             acc[acc_row(chunk, n, i - begin) * 64u + lane] += factor(slot, n) * h_at(h_row(n) + r) * b;
         }
     }

@@ -111,7 +111,7 @@ fn expand_covers_every_row_and_column() {
                 let y_stride = out_features;
                 let sizes =
                     expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                let launch = expand::cuda::grid(&sizes, elements, (live, 1), &offer);
+                let launch = expand::cuda::grid(&sizes, elements, (live, 8, 1), &offer);
                 assert_eq!(launch.entry.kernel, kernel, "{tokens} tokens, {live} adapters, {elements:?}");
                 let few = kernel == Kernel::ExpandFew;
                 let rows = if few { output.y_rows(tokens, top_k) } else { 1 };
@@ -152,18 +152,15 @@ fn plan_takes_one_launch_for_one_chunk() {
     }
 }
 
+/// A piece on tensor cores keeps its rank in 16 bits.
 #[test]
-fn absurd_sizes_saturate() {
-    const MAX: usize = usize::MAX;
-    for (tokens, top_k, experts) in [(MAX, MAX, MAX), (MAX, 1, 1), (1, MAX, 1), (1, 1, MAX), (MAX, 8, MAX)] {
-        let sizes = plan::Sizes { tokens, top_k, experts };
-        assert_eq!(Plan::bytes(&sizes), u64::MAX, "{sizes:?}");
-        assert!(plan::cuda::grid(&sizes).len() <= 3);
-        for live in [0, 1, MAX] {
-            let (in_features, x_stride, h_stride, output) = (8, 8, MAX, Output::PerRoute);
-            let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
-            let launch = shrink::cuda::grid(&sizes, (F32, F32), (live, MAX, MAX), true, &AMPERE);
-            assert_eq!(launch.groups, MAX);
-        }
+fn expand_takes_larger_ranks_without_tensor_cores() {
+    let offer = Offer { batch_invariant: false, mma_f16: true, mma_bf16: true };
+    let output = Output::Sum;
+    for (max_rank, kernel) in [(0xffff, Kernel::ExpandMma), (0x10000, Kernel::ExpandMany)] {
+        let (tokens, top_k, out_features, h_stride, y_stride, accumulate) = (64, 1, 64, max_rank, 64, false);
+        let sizes = expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
+        let elements = (ElementType::F16, ElementType::F16);
+        assert_eq!(expand::cuda::grid(&sizes, elements, (1, max_rank, 1), &offer).entry.kernel, kernel);
     }
 }

@@ -203,3 +203,55 @@ fn errors_name_operation_argument_expected_and_got() {
         })
     );
 }
+
+/// 0 times an infinite product is NaN: such a route is left out.
+#[test]
+fn a_route_that_counts_for_nothing_may_have_an_infinite_h() {
+    let Some(cuda) = device() else { return };
+    let pool = pool(&cuda);
+    for cuda in [cuda.clone(), cuda.batch_invariant(true)] {
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let plan = planned(&cuda, &pool, &[0, 1, 0], 1);
+            let h = cuda.upload(&[1f32, 0.0, f32::INFINITY, 0.0, 1.0, 0.0]).unwrap();
+            let weights = cuda.upload(&[1.0, wrong, 1.0]).unwrap();
+            let mut y = cuda.upload(&[NOTHING; 12]).unwrap();
+            let sizes = expand::Sizes {
+                tokens: 3,
+                top_k: 1,
+                out_features: 4,
+                h_stride: 2,
+                y_stride: 4,
+                output: Output::Sum,
+                accumulate: false,
+            };
+            {
+                let h = View::whole(&cuda, &h).unwrap();
+                let weights = View::whole(&cuda, &weights).unwrap();
+                let mut y = ViewMut::<f32>::whole(&cuda, &mut y).unwrap();
+                cuda.expand(&sizes, &plan, &pool, &h, &weights, &mut y).unwrap();
+            }
+            let want = [[1f32; 4], [0.0; 4], [1.0; 4]].concat();
+            assert_eq!(cuda.download::<f32>(&y, 12).unwrap(), want);
+            assert_eq!(cuda.take_status().unwrap(), Status::WEIGHT_NOT_FINITE);
+        }
+    }
+}
+
+#[test]
+fn scores_far_below_zero_have_shares_of_all() {
+    let Some(cuda) = device() else { return };
+    let router = LinearRouter::new(4, 2, &[0f32; 8], Some(&[-200.0; 4])).unwrap();
+    let router = CudaRouter::new(&cuda, router).unwrap();
+    let weighting = Weighting::SoftmaxAll;
+    let sizes = route::Sizes { tokens: 1, in_features: 2, x_stride: 2, experts: 4, top_k: 2, weighting };
+    let x = cuda.upload(&[1f32, 1.0]).unwrap();
+    let (mut ids, mut weights) = (cuda.upload(&[9i32; 2]).unwrap(), cuda.upload(&[NOTHING; 2]).unwrap());
+    {
+        let x = View::<f32>::whole(&cuda, &x).unwrap();
+        let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
+        let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
+        cuda.route(&sizes, &router, &x, None, &mut ids, &mut weights).unwrap();
+    }
+    assert_eq!(cuda.download::<f32>(&weights, 2).unwrap(), [0.25; 2]);
+    assert!(cuda.take_status().unwrap().is_ok());
+}

@@ -7,17 +7,17 @@ use crate::element::{Element, ElementType};
 use crate::error::Result;
 use crate::ops::{Form, base, check_equal, word};
 
-/// The launch on CUDA for a pool with `live` adapters and a plan of `chunks` chunks: a block per row and 512 columns until
+/// The launch on CUDA for a pool with `live` adapters of at most `max_rank` and a plan of `chunks` chunks: a block per row and 512 columns until
 /// the routes of a chunk share experts, a block per chunk and 128 columns from there, on tensor cores where the elements
-/// allow; these pay off at half the sharing.
+/// and ranks below 2^16 allow; these pay off at half the sharing.
 pub fn grid(
     sizes: &Sizes,
     (y, b): (ElementType, ElementType),
-    (live, chunks): (usize, usize),
+    (live, max_rank, chunks): (usize, usize, usize),
     offer: &Offer,
 ) -> Launch {
     let routes = sizes.tokens * sizes.top_k;
-    let (per_chunk, mma) = (routes.div_ceil(chunks.max(1)), offer.has_mma(y, b));
+    let (per_chunk, mma) = (routes.div_ceil(chunks.max(1)), max_rank <= 0xffff && offer.has_mma(y, b));
     let shared = per_chunk >= if mma { live } else { 2 * live };
     let many = routes > 0 && (offer.batch_invariant || (sizes.tokens >= 16 && shared));
     let (kernel, form, rows, columns) = match (many, mma) {
@@ -58,7 +58,7 @@ impl Cuda {
             return if sizes.accumulate { Ok(()) } else { self.zero_rows(sizes, y) };
         }
         let elements = (Y::TYPE, slots.sizes().element);
-        let launch = grid(sizes, elements, (pool.live(), plan.layout.chunks), &self.offer());
+        let launch = grid(sizes, elements, (pool.live(), pool.max_rank(), plan.layout.chunks), &self.offer());
         let params = ExpandParams {
             plan: plan.params(OP, self, pool)?,
             h: h.address(),
@@ -84,8 +84,9 @@ impl Cuda {
         let (tokens, out_features) = (sizes.output.y_rows(sizes.tokens, sizes.top_k), sizes.out_features);
         let base =
             base::Sizes { tokens, in_features: 0, out_features, x_stride: 0, y_stride: sizes.y_stride };
+        // Copies of no bytes still name an address: a real one.
         // SAFETY: no element of these is read.
-        let none = unsafe { View::from_raw(0, 0) };
+        let none = unsafe { View::from_raw(y.address(), 0) };
         self.base(&base, &none, None, &none, None, y)
     }
 }
