@@ -164,3 +164,19 @@ fn expand_takes_larger_ranks_without_tensor_cores() {
         assert_eq!(expand::cuda::grid(&sizes, elements, (1, max_rank, 1), &offer).entry.kernel, kernel);
     }
 }
+
+#[test]
+fn absurd_sizes_saturate() {
+    const MAX: usize = usize::MAX;
+    for (tokens, top_k, experts) in [(MAX, MAX, MAX), (MAX, 1, 1), (1, MAX, 1), (1, 1, MAX), (MAX, 8, MAX)] {
+        let sizes = plan::Sizes { tokens, top_k, experts };
+        assert_eq!(Plan::bytes(&sizes), u64::MAX, "{sizes:?}");
+        assert!(plan::cuda::grid(&sizes).len() <= 3);
+        for live in [0, 1, MAX] {
+            let (in_features, x_stride, h_stride, output) = (8, 8, MAX, Output::PerRoute);
+            let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
+            let launch = shrink::cuda::grid(&sizes, (F32, F32), (live, MAX, MAX), true, &AMPERE);
+            assert_eq!(launch.groups, MAX);
+        }
+    }
+}

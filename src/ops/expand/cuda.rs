@@ -7,18 +7,18 @@ use crate::element::{Element, ElementType};
 use crate::error::Result;
 use crate::ops::{Form, base, check_equal, word};
 
-/// The launch on CUDA for a pool with `live` adapters of at most `max_rank` and a plan of `chunks` chunks: a block per row and 512 columns until
-/// the routes of a chunk share experts, a block per chunk and 128 columns from there, on tensor cores where the elements
-/// and ranks below 2^16 allow; these pay off at half the sharing.
+/// The launch on CUDA for a pool with `live` adapters of at most `max_rank` and a plan of `chunks` chunks: a block per row
+/// and 512 columns until the routes of a chunk share experts, a block per chunk and 128 columns from there, on tensor cores
+/// where the elements and ranks below 2^16 allow; these pay off at half the sharing.
 pub fn grid(
     sizes: &Sizes,
     (y, b): (ElementType, ElementType),
     (live, max_rank, chunks): (usize, usize, usize),
     offer: &Offer,
 ) -> Launch {
-    let routes = sizes.tokens * sizes.top_k;
+    let routes = sizes.tokens.saturating_mul(sizes.top_k);
     let (per_chunk, mma) = (routes.div_ceil(chunks.max(1)), max_rank <= 0xffff && offer.has_mma(y, b));
-    let shared = per_chunk >= if mma { live } else { 2 * live };
+    let shared = per_chunk >= if mma { live } else { live.saturating_mul(2) };
     let many = routes > 0 && (offer.batch_invariant || (sizes.tokens >= 16 && shared));
     let (kernel, form, rows, columns) = match (many, mma) {
         (false, _) => (Kernel::ExpandFew, Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k), 512),
