@@ -164,7 +164,13 @@ __device__ __forceinline__ u32 live_tokens(const u32* live, u32 tokens) { return
 
 // What a plan remembers of the time when it was made.
 __device__ __forceinline__ u32 plan_clock(const PlanParams& plan) { return plan.words[0]; }
-__device__ __forceinline__ u32 plan_live_tokens(const PlanParams& plan) { return plan.words[1]; }
+
+// Its live tokens; none where the memory holds no plan that this launch was made for.
+__device__ __forceinline__ u32 plan_live_tokens(const PlanParams& plan) {
+    if (plan.words[2] == plan.stamp) return plan.words[1];
+    if (threadIdx.x == 0) atomicOr(plan.status, STALE_PLAN);
+    return 0;
+}
 
 __device__ __forceinline__ Slot slot_at(const PlanParams& plan, u32 e) {
     uint4 v = *((const uint4*)plan.slots + e);

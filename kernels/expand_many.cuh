@@ -108,6 +108,7 @@ template <class Y, class B> __device__ __forceinline__ void expand_many(const Ex
     u32 chunk = blockIdx.x / p.column_blocks, column = MANY_COLUMNS * (blockIdx.x % p.column_blocks) + OWN * lane;
     u32 begin = chunk * plan.chunk_routes, count = min(plan.chunk_routes, plan.routes - begin);
     u32 live = plan_live_tokens(plan), clock = plan_clock(plan);
+    if (begin / plan.top_k >= live) return;
     float4* acc = rows + lane;
     float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     for (u32 row = warp; row < CHUNK_TOKENS; row += WARPS) acc[row * STEP] = zero;

@@ -12,7 +12,7 @@ constexpr u32 NONE = 0xffffffffu; // an entry of a plan that names nothing
 
 // Bits of the status word (device/status.rs).
 constexpr u32 ID_OUT_OF_RANGE = 1, STALE_SLOT = 2, SCORE_NOT_FINITE = 4, UNEQUAL_RANKS = 8, WEIGHT_NOT_FINITE = 16,
-              RANK_TOO_LARGE = 32;
+              RANK_TOO_LARGE = 32, STALE_PLAN = 64;
 
 // Values of ExpandParams::output and ShrinkParams::output.
 constexpr u32 SUM = 0, PER_ROUTE = 1, RANK_SUM = 2;
@@ -27,7 +27,7 @@ struct Slot {
 
 // A plan in device memory: one buffer of words in sections, and the pool that its ids name.
 //
-//     header [4]                   0: the pool's clock when the plan was made, 1: live tokens, 2, 3: unused
+//     header [4]                   0: the pool's clock when the plan was made, 1: live tokens, 2: `stamp`
 //     ids [routes]                 ids, NONE where nothing live is named
 //     chunks [chunks][chunk_routes] routes of a chunk, stably sorted by expert; those without one (NONE) last
 //     places [routes]              a route's place among its expert's in its chunk (many chunks only)
@@ -35,7 +35,9 @@ struct Slot {
 //     sorted [routes]              live routes, stably sorted by expert
 //     offsets [experts + 1]        where each expert's routes begin in sorted
 //     tile_offsets [experts + 1]   tiles before each expert's; the last is their number
-//     tiles [max_tiles][2]         expert, and the tile's first place in sorted
+//     tiles [..][2]                expert, and the tile's first place in sorted
+// The stamp names pool and sizes. Kernels that read a plan of another stamp (the memory was planned for other sizes, or
+// never) do nothing and say STALE_PLAN.
 struct PlanParams {
     u32* words;
     const u32* clock;       // one word: the pool's clock now
@@ -44,7 +46,7 @@ struct PlanParams {
     const u32* live_tokens; // one word, or null: all tokens are live
     const int* topk_ids;    // [tokens][top_k]; null but for the kernels of plan
     u32 tokens, top_k, routes, experts;
-    u32 chunk_routes, chunks, max_tiles, max_rank; // adapters above max_rank are skipped: RANK_TOO_LARGE
+    u32 chunk_routes, chunks, stamp, max_rank; // adapters above max_rank are skipped: RANK_TOO_LARGE
     u32 at_ids, at_chunks, at_places, at_counts;
     u32 at_sorted, at_offsets, at_tile_offsets, at_tiles;
 };

@@ -60,7 +60,7 @@ __device__ u32 first_of(const u32* keys, u32 count, u32 e) {
 // of its routes.
 __device__ u32 sort_chunk(const PlanParams& p, u32 chunk, u32* keys) {
     u32 clock = *p.clock, tokens = live_tokens(p.live_tokens, p.tokens);
-    if (chunk == 0 && threadIdx.x == 0) p.words[0] = clock, p.words[1] = tokens;
+    if (chunk == 0 && threadIdx.x == 0) p.words[0] = clock, p.words[1] = tokens, p.words[2] = p.stamp;
     u32 begin = chunk * p.chunk_routes, count = min(p.chunk_routes, p.routes - begin);
     for (u32 i = threadIdx.x; i < CHUNK_ROUTES; i += THREADS) {
         u32 key = NONE;

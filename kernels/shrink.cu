@@ -13,7 +13,7 @@ struct Tile {
 // Whether there is such a tile and its slot still is what the ids meant.
 __device__ __forceinline__ bool tile_at(const PlanParams& p, u32 tile, Tile& found) {
     const u32* words = p.words;
-    if (tile >= words[p.at_tile_offsets + p.experts]) return false;
+    if (plan_live_tokens(p) == 0 || tile >= words[p.at_tile_offsets + p.experts]) return false;
     u32 e = words[p.at_tiles + 2 * tile], first = words[p.at_tiles + 2 * tile + 1];
     found.routes = words + p.at_sorted + first;
     found.count = min(words[p.at_offsets + e + 1] - first, TILE_ROUTES);

@@ -31,7 +31,7 @@ __device__ __forceinline__ void find_tile(const ShrinkParams& p, Shared& s, u32 
     const u32* words = p.plan.words;
     u32 tile = blockIdx.x / p.rank_blocks, r0 = RANKS * (blockIdx.x % p.rank_blocks);
     u32 ranks = 0;
-    if (tile < words[p.plan.at_tile_offsets + p.plan.experts]) {
+    if (plan_live_tokens(p.plan) > 0 && tile < words[p.plan.at_tile_offsets + p.plan.experts]) {
         u32 e = words[p.plan.at_tiles + 2 * tile], first = words[p.plan.at_tiles + 2 * tile + 1];
         u32 count = min(words[p.plan.at_offsets + e + 1] - first, TILE_ROUTES);
         Slot slot = slot_at(p.plan, e);

@@ -255,3 +255,29 @@ fn scores_far_below_zero_have_shares_of_all() {
     assert_eq!(cuda.download::<f32>(&weights, 2).unwrap(), [0.25; 2]);
     assert!(cuda.take_status().unwrap().is_ok());
 }
+
+/// As a replayed graph of shrink and expand may meet it: the memory was planned for other sizes since, or never.
+#[test]
+fn a_plan_of_other_sizes_is_not_read() {
+    let Some(cuda) = device() else { return };
+    let pool = pool(&cuda);
+    let words = cuda.upload(&[0u32; 256]).unwrap();
+    let view = View::whole(&cuda, &words).unwrap();
+    // SAFETY: the words outlive both plans, whose work is over at each status.
+    let [mut plan, mut other] = [(); 2].map(|()| unsafe { Plan::from_raw(view.address(), view.len()) });
+    let ids = cuda.upload(&[0, 1, 2]).unwrap();
+    let make = |plan: &mut Plan, tokens: usize| {
+        let sizes = plan::Sizes { tokens, top_k: 1, experts: 4 };
+        let ids = View::new(&cuda, ids.slice(..tokens)).unwrap();
+        cuda.plan_into(&sizes, &pool, &ids, None, plan).unwrap();
+    };
+    for cuda in [cuda.clone(), cuda.batch_invariant(true)] {
+        for output in Output::ALL {
+            make(&mut plan, 3);
+            assert_eq!(delta(&cuda, &pool, &plan, output, &[1.0; 3]), [4.0, 4.0, 8.0]);
+            make(&mut other, 2);
+            assert_eq!(delta(&cuda, &pool, &plan, output, &[1.0; 3]), [NOTHING; 3], "{output:?}");
+            assert_eq!(cuda.take_status().unwrap(), Status::STALE_PLAN);
+        }
+    }
+}

@@ -18,24 +18,29 @@ impl Status {
     /// An adapter of a larger rank than the launch was made for, which a replayed graph may meet; it was skipped.
     pub const RANK_TOO_LARGE: Self = Self(32);
 
-    const NAMES: [(Self, &'static str); 6] = [
+    /// A plan's memory that held no plan for these sizes and this pool, which a replayed graph may meet; nothing was done.
+    pub const STALE_PLAN: Self = Self(64);
+
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::ID_OUT_OF_RANGE, "id out of range"),
         (Self::STALE_SLOT, "stale slot"),
         (Self::SCORE_NOT_FINITE, "score not finite"),
         (Self::UNEQUAL_RANKS, "unequal ranks"),
         (Self::WEIGHT_NOT_FINITE, "weight not finite"),
         (Self::RANK_TOO_LARGE, "rank too large"),
+        (Self::STALE_PLAN, "plan of other sizes"),
     ];
 
     /// The bits under the names that kernels know them by.
     #[cfg(any(feature = "wgpu", test))]
-    pub(crate) const CONSTANTS: [(&'static str, u32); 6] = [
+    pub(crate) const CONSTANTS: [(&'static str, u32); 7] = [
         ("ID_OUT_OF_RANGE", Self::ID_OUT_OF_RANGE.0),
         ("STALE_SLOT", Self::STALE_SLOT.0),
         ("SCORE_NOT_FINITE", Self::SCORE_NOT_FINITE.0),
         ("UNEQUAL_RANKS", Self::UNEQUAL_RANKS.0),
         ("WEIGHT_NOT_FINITE", Self::WEIGHT_NOT_FINITE.0),
         ("RANK_TOO_LARGE", Self::RANK_TOO_LARGE.0),
+        ("STALE_PLAN", Self::STALE_PLAN.0),
     ];
 
     /// Nothing was skipped.

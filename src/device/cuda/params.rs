@@ -29,7 +29,7 @@ pub(crate) struct PlanParams {
     pub(crate) experts: u32,
     pub(crate) chunk_routes: u32,
     pub(crate) chunks: u32,
-    pub(crate) max_tiles: u32,
+    pub(crate) stamp: u32,
     pub(crate) max_rank: u32,
     pub(crate) at_ids: u32,
     pub(crate) at_chunks: u32,

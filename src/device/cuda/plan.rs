@@ -19,6 +19,16 @@ pub(crate) const SHAPE: Shape = Shape {
 /// Largest top_k whose routes fit one chunk.
 pub(crate) const MAX_TOP_K: usize = SHAPE.chunk_routes;
 
+/// What tells a plan's memory from one for another pool or other sizes: FNV-1a of both, never 0.
+fn stamp(pool: u64, sizes: &Sizes) -> u32 {
+    let parts = [pool, sizes.tokens as u64, sizes.top_k as u64, sizes.experts as u64];
+    let hash = parts
+        .iter()
+        .flat_map(|part| part.to_le_bytes())
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash.max(1)
+}
+
 /// A plan on a CUDA device.
 #[derive(Debug)]
 pub struct Plan {
@@ -86,7 +96,7 @@ impl Plan {
             experts: word(s.experts),
             chunk_routes: word(l.chunk_routes),
             chunks: word(l.chunks),
-            max_tiles: word(l.max_tiles),
+            stamp: stamp(pool.slots().id(), s),
             max_rank: word(pool.max_rank()),
             at_ids: word(l.at_ids),
             at_chunks: word(l.at_chunks),
