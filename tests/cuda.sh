@@ -19,6 +19,8 @@ else
 fi
 [ "${1-}" != -- ] || shift
 LD_LIBRARY_PATH="$(realpath "$folder")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+# One test at a time: a new context synchronises, which ends another thread's capture, on real drivers too.
+export RUST_TEST_THREADS=1
 export MOLORA_REQUIRE=cuda MOLORA_DEVICE=cuda LD_LIBRARY_PATH
 # Without WebGPU, whose tests have runs of their own.
 exec cargo test -p molora --no-default-features --features cuda --tests --no-fail-fast "$@"
