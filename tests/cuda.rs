@@ -541,18 +541,25 @@ fn tokens_that_are_not_live_are_left_alone() {
 #[test]
 fn tokens_without_routes_get_zeros_or_stay() {
     let Some(cuda) = device() else { return };
-    let pool = pool::<f32>(&cuda, &[0]);
+    without_routes::<f32>(&cuda, TOKENS);
+    // More tokens than few: the zeros come from tensor cores.
+    without_routes::<f16>(&cuda, 16);
+    without_routes::<bf16>(&cuda, 16);
+}
+
+fn without_routes<E: Element>(cuda: &Cuda, tokens: usize) {
+    let pool = pool::<E>(cuda, &[0]);
     let none = cuda.upload::<i32>(&[]).unwrap();
-    let sizes = plan::Sizes { tokens: TOKENS, top_k: 0, experts: RANKS.len() };
-    let plan = cuda.plan(&sizes, &pool, &View::new(&cuda, none.slice(..0)).unwrap(), None).unwrap();
+    let sizes = plan::Sizes { tokens, top_k: 0, experts: RANKS.len() };
+    let plan = cuda.plan(&sizes, &pool, &View::new(cuda, none.slice(..0)).unwrap(), None).unwrap();
     let nothing = cuda.upload::<f32>(&[]).unwrap();
-    let nothing = View::new(&cuda, nothing.slice(..0)).unwrap();
+    let nothing = View::new(cuda, nothing.slice(..0)).unwrap();
     for (accumulate, want) in [(true, 7.0), (false, 0.0)] {
         // A row's end that is padding stays.
         let (stride, output) = (OUT + 3, Output::Sum);
-        let mut y = cuda.upload(&vec![7f32; TOKENS * stride]).unwrap();
+        let mut y = cuda.upload(&vec![E::from_f32(7.0); tokens * stride]).unwrap();
         let sizes = expand::Sizes {
-            tokens: TOKENS,
+            tokens,
             top_k: 0,
             out_features: OUT,
             h_stride: 3,
@@ -560,11 +567,11 @@ fn tokens_without_routes_get_zeros_or_stay() {
             output,
             accumulate,
         };
-        let mut view = ViewMut::<f32>::whole(&cuda, &mut y).unwrap();
+        let mut view = ViewMut::<E>::whole(cuda, &mut y).unwrap();
         cuda.expand(&sizes, &plan, &pool, &nothing, &nothing, &mut view).unwrap();
         drop(view);
-        let y = cuda.download(&y, TOKENS * stride).unwrap();
-        let right = |(i, v): (usize, &f32)| *v == if i % stride < OUT { want } else { 7.0 };
+        let y = cuda.download(&y, tokens * stride).unwrap();
+        let right = |(i, v): (usize, &E)| v.to_f32() == if i % stride < OUT { want } else { 7.0 };
         assert!(y.iter().enumerate().all(right), "{y:?}");
     }
 }

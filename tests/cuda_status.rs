@@ -4,12 +4,13 @@
 mod common;
 
 use common::cuda::device;
+use half::{bf16, f16};
 use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
 use molora::ops::route::{self, CudaRouter, Weighting};
 use molora::ops::{Output, expand, plan, shrink};
-use molora::{Cuda, ElementType, Lora};
+use molora::{Cuda, Element, ElementType, Lora};
 
 const NOTHING: f32 = -7.0;
 
@@ -208,13 +209,23 @@ fn errors_name_operation_argument_expected_and_got() {
 #[test]
 fn a_route_that_counts_for_nothing_may_have_an_infinite_h() {
     let Some(cuda) = device() else { return };
-    let pool = pool(&cuda);
+    infinite_h_beside_a_wrong_weight::<f32>(&cuda);
+    // On tensor cores where one form is asked for.
+    infinite_h_beside_a_wrong_weight::<f16>(&cuda);
+    infinite_h_beside_a_wrong_weight::<bf16>(&cuda);
+}
+
+fn infinite_h_beside_a_wrong_weight<E: Element>(cuda: &Cuda) {
+    let sizes = PoolSizes { in_features: 4, out_features: 4, experts: 4, rank_capacity: 8, element: E::TYPE };
+    let mut pool = Pool::new(cuda, sizes).unwrap();
+    let ones = [E::from_f32(1.0); 4];
+    (0..2).for_each(|slot| pool.put(slot, &Lora::new(4, 4, 1, 1.0, &ones, &ones).unwrap()).unwrap());
     for cuda in [cuda.clone(), cuda.batch_invariant(true)] {
         for wrong in [f32::NAN, f32::INFINITY] {
             let plan = planned(&cuda, &pool, &[0, 1, 0], 1);
             let h = cuda.upload(&[1f32, 0.0, f32::INFINITY, 0.0, 1.0, 0.0]).unwrap();
             let weights = cuda.upload(&[1.0, wrong, 1.0]).unwrap();
-            let mut y = cuda.upload(&[NOTHING; 12]).unwrap();
+            let mut y = cuda.upload(&[E::from_f32(NOTHING); 12]).unwrap();
             let sizes = expand::Sizes {
                 tokens: 3,
                 top_k: 1,
@@ -227,11 +238,12 @@ fn a_route_that_counts_for_nothing_may_have_an_infinite_h() {
             {
                 let h = View::whole(&cuda, &h).unwrap();
                 let weights = View::whole(&cuda, &weights).unwrap();
-                let mut y = ViewMut::<f32>::whole(&cuda, &mut y).unwrap();
+                let mut y = ViewMut::<E>::whole(&cuda, &mut y).unwrap();
                 cuda.expand(&sizes, &plan, &pool, &h, &weights, &mut y).unwrap();
             }
             let want = [[1f32; 4], [0.0; 4], [1.0; 4]].concat();
-            assert_eq!(cuda.download::<f32>(&y, 12).unwrap(), want);
+            let got: Vec<f32> = cuda.download::<E>(&y, 12).unwrap().iter().map(|v| v.to_f32()).collect();
+            assert_eq!(got, want);
             assert_eq!(cuda.take_status().unwrap(), Status::WEIGHT_NOT_FINITE);
         }
     }
