@@ -27,7 +27,8 @@ fn main() -> Result<()> {
     let mut workspace = vec![0.0; layer.workspace_len(tokens)];
     let mut y = [0f32; 6];
     let rows = Rows { tokens, x_stride: in_features, y_stride: out_features };
-    let base = Base { weight: [0.5f32; 8].as_slice(), bias: None };
+    let weight = layer.device().pack(out_features, in_features, &[0.5f32; 8])?;
+    let base = Base { weight: &weight, bias: None };
     layer.forward(&rows, base, &x, &mut routing, &mut workspace, &mut y)?;
 
     for t in 0..tokens {

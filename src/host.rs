@@ -105,7 +105,7 @@ pub struct HostLayer<X> {
 enum Inner<X> {
     Cpu {
         layer: Box<MoeLora<Cpu>>,
-        weight: Vec<X>,
+        weight: cpu::Weight<X>,
         bias: Option<Vec<X>>,
         workspace: Vec<f32>,
     },
@@ -152,6 +152,7 @@ impl<X: Element> HostLayer<X> {
         let inner = match device {
             Device::Cpu(cpu) => {
                 let layer = Box::new(MoeLora::<Cpu>::new(cpu, cpu::Pool::new(sizes)?, router)?);
+                let weight = cpu.pack(sizes.out_features, sizes.in_features, &weight)?;
                 Inner::Cpu { layer, weight, bias, workspace: Vec::new() }
             }
             #[cfg(feature = "cuda")]
@@ -224,7 +225,7 @@ impl<X: Element> HostLayer<X> {
             Inner::Cpu { layer, weight, bias, workspace } => {
                 workspace.resize(layer.workspace_len(tokens), 0.0);
                 if base {
-                    let base = Base { weight: weight.as_slice(), bias: bias.as_deref() };
+                    let base = Base { weight: &*weight, bias: bias.as_deref() };
                     layer.forward(&rows, base, x, &mut routing, workspace, y)
                 } else {
                     layer.forward_delta(&rows, x, &mut routing, workspace, y)

@@ -7,8 +7,11 @@
 //!           |
 //!         plan ------------------+--------.
 //! x ------------------------> shrink -> h |
-//! x, weight -> base -> y ----------> expand -> y += delta
+//! x, weight ----------------------> fused -> y
 //! ```
+//!
+//! The fused product has other forms too, and experts alone are added to the engine's own y by `expand`; see
+//! [`crate::ops::fused`].
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -17,10 +20,11 @@ mod wgpu;
 #[cfg(feature = "wgpu")]
 pub use self::wgpu::{RoutingView, Workspace};
 
-use crate::adapter::LinearRouter;
+use crate::adapter::{LinearRouter, slots::Slots};
 use crate::device::cpu::{self, Cpu};
-use crate::element::Element;
+use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
+use crate::ops::fused::{self, Form, cost};
 use crate::ops::{Output, base, expand, plan, route, route::Weighting, shrink};
 
 const OP: &str = "layer";
@@ -80,11 +84,11 @@ pub struct Rows {
 
 /// The frozen linear layer, borrowed from the engine.
 #[derive(Debug, Clone, Copy)]
-pub struct Base<T> {
-    /// `[out_features, in_features]`.
-    pub weight: T,
+pub struct Base<W, B = W> {
+    /// `[out_features, in_features]`; on the CPU packed by [`Cpu::pack`].
+    pub weight: W,
     /// `[out_features]`.
-    pub bias: Option<T>,
+    pub bias: Option<B>,
 }
 
 /// Which experts each token takes, in the engine's memory: written by a router, read where it is external.
@@ -103,9 +107,16 @@ pub struct MoeLora<D: Place> {
     pool: D::Pool,
     router: Router<D::Linear>,
     output: Output,
+    form: Option<Form>,
 }
 
 impl<D: Place> MoeLora<D> {
+    /// The form that [`forward`](MoeLora#method.forward) takes; `None`, as it is unless said otherwise, leaves it to the
+    /// [cost model](crate::ops::fused::cost). A form that the device does not offer for a call is an error of the call.
+    pub fn with_form(self, form: Option<Form>) -> Self {
+        Self { form, ..self }
+    }
+
     /// What the experts' products become; `Sum` unless said otherwise.
     pub fn with_output(self, output: Output) -> Self {
         Self { output, ..self }
@@ -150,12 +161,45 @@ impl<D: Place> MoeLora<D> {
                 output,
                 accumulate: true,
             },
+            fused: fused::Sizes {
+                tokens,
+                top_k,
+                in_features,
+                out_features,
+                x_stride,
+                y_stride,
+                h_stride,
+                output,
+            },
         }
     }
 
-    /// f32 elements of workspace that a call over `tokens` tokens needs for h.
-    fn h_len(&self, h_stride: usize, tokens: usize) -> usize {
-        self.output.h_rows(tokens, self.router.top_k()).saturating_mul(h_stride)
+    /// What the cost model is asked; `router_experts` is 0 where ids are given.
+    fn problem(&self, slots: &Slots, x: ElementType, router_experts: usize, tokens: usize) -> cost::Problem {
+        let live = slots.slots().iter().filter(|s| s.rank > 0);
+        let sizes = slots.sizes();
+        cost::Problem {
+            tokens,
+            top_k: self.router.top_k(),
+            in_features: sizes.in_features,
+            out_features: sizes.out_features,
+            x,
+            adapters: sizes.element,
+            live: live.clone().count(),
+            ranks: live.map(|s| s.rank as usize).sum(),
+            used_rows: slots.used_rows(),
+            router_experts,
+            packed: slots.is_packed(),
+            output: self.output,
+        }
+    }
+
+    /// f32 elements of workspace that a call over `tokens` tokens needs for h, or for the dense form's z where a device
+    /// with `dense_rows` of it may take that.
+    fn h_len(&self, slots: &Slots, h_stride: usize, dense_rows: usize, tokens: usize) -> usize {
+        let h = self.output.h_rows(tokens, self.router.top_k()).saturating_mul(h_stride);
+        let z_stride = z_stride(slots);
+        if slots.used_rows() > dense_rows { h } else { h.max(tokens.saturating_mul(z_stride)) }
     }
 
     fn check_forward(&self) -> Result<()> {
@@ -167,12 +211,25 @@ impl<D: Place> MoeLora<D> {
     }
 }
 
+/// Elements from one row of the dense form's z to the next: whole 16-byte parts of every element.
+fn z_stride(slots: &Slots) -> usize {
+    slots.used_rows().next_multiple_of(8)
+}
+
 /// The operations' sizes for one call.
 struct Shapes {
     plan: plan::Sizes,
     shrink: shrink::Sizes,
     base: base::Sizes,
     expand: expand::Sizes,
+    fused: fused::Sizes,
+}
+
+impl Shapes {
+    /// The fused sizes of the dense form, whose rows of z take the place of h.
+    fn dense(&self, slots: &Slots) -> fused::Sizes {
+        fused::Sizes { h_stride: z_stride(slots), ..self.fused }
+    }
 }
 
 /// A router fits its pool.
@@ -196,8 +253,13 @@ fn check_router<L>(
 impl MoeLora<Cpu> {
     /// A layer from a pool and a router.
     pub fn new(cpu: &Cpu, pool: cpu::Pool, router: Router<LinearRouter>) -> Result<Self> {
-        let mut layer =
-            Self { device: cpu.clone(), pool, router: Router::External { top_k: 0 }, output: Output::Sum };
+        let mut layer = Self {
+            device: cpu.clone(),
+            pool,
+            router: Router::External { top_k: 0 },
+            output: Output::Sum,
+            form: None,
+        };
         layer.set_router(router)?;
         Ok(layer)
     }
@@ -213,7 +275,8 @@ impl MoeLora<Cpu> {
 
     /// f32 elements of workspace for calls of at most `tokens` tokens.
     pub fn workspace_len(&self, tokens: usize) -> usize {
-        self.h_len(self.pool.slots().max_rank(), tokens)
+        let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
+        self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens)
     }
 
     /// Fills the routing from `x [tokens, in_features]`; leaves it alone where the router is external.
@@ -234,15 +297,53 @@ impl MoeLora<Cpu> {
     pub fn forward<X: Element>(
         &self,
         rows: &Rows,
-        base: Base<&[X]>,
+        Base { weight, bias }: Base<&cpu::Weight<X>, &[X]>,
         x: &[X],
         routing: &mut Routing,
         workspace: &mut [f32],
         y: &mut [X],
     ) -> Result<()> {
         self.check_forward()?;
+        let (form, cpu, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
+        let shapes = self.shapes(pool.slots(), pool.slots().max_rank(), rows);
+        if form == Form::Dense {
+            let (sizes, Routing { topk_ids, topk_weights }) = (shapes.dense(pool.slots()), routing);
+            let router = match &self.router {
+                Router::Linear { linear, weighting, .. } => Some((linear, *weighting)),
+                Router::External { .. } => None,
+            };
+            cpu.fused_gate(&sizes, pool, router, x, topk_ids, topk_weights, workspace)?;
+            return cpu.fused_dense(&sizes, pool, weight, bias, x, workspace, y);
+        }
         self.route(rows, x, routing)?;
-        self.forward_routed(rows, Some(base), x, routing, workspace, y)
+        let Routing { topk_ids, topk_weights } = routing;
+        if form == Form::Few {
+            let (ids, weights) = (&**topk_ids, &**topk_weights);
+            return cpu.fused_few(&shapes.fused, pool, weight, bias, x, ids, weights, workspace, y);
+        }
+        let plan = cpu.plan(&shapes.plan, pool, topk_ids)?;
+        cpu.shrink(&shapes.shrink, &plan, pool, x, topk_weights, workspace)?;
+        if form == Form::Sparse {
+            let sizes = &shapes.fused;
+            return cpu.fused_sparse(sizes, &plan, pool, weight, bias, x, workspace, topk_weights, y);
+        }
+        plan.check_weights(OP, topk_weights)?;
+        cpu.base(&shapes.base, weight, bias, x, y)?;
+        cpu.expand(&shapes.expand, &plan, pool, workspace, topk_weights, y)
+    }
+
+    /// The form of a call over `tokens` tokens, and why.
+    pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
+        let problem = self.ask::<X>(tokens);
+        cost::choose(&problem, &self.device.fused_limits(&problem), self.form)
+    }
+
+    fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
+        let experts = match &self.router {
+            Router::Linear { linear, .. } => linear.experts(),
+            Router::External { .. } => 0,
+        };
+        self.problem(self.pool.slots(), X::TYPE, experts, tokens)
     }
 
     /// `y += experts`, onto a base product that the engine computed.
@@ -255,25 +356,9 @@ impl MoeLora<Cpu> {
         y: &mut [X],
     ) -> Result<()> {
         self.route(rows, x, routing)?;
-        self.forward_routed(rows, None, x, routing, workspace, y)
-    }
-
-    fn forward_routed<X: Element>(
-        &self,
-        rows: &Rows,
-        base: Option<Base<&[X]>>,
-        x: &[X],
-        routing: &Routing,
-        workspace: &mut [f32],
-        y: &mut [X],
-    ) -> Result<()> {
         let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
         let plan = self.device.plan(&shapes.plan, &self.pool, routing.topk_ids)?;
         self.device.shrink(&shapes.shrink, &plan, &self.pool, x, routing.topk_weights, workspace)?;
-        plan.check_weights(OP, routing.topk_weights)?;
-        if let Some(Base { weight, bias }) = base {
-            self.device.base(&shapes.base, weight, bias, x, y)?;
-        }
         self.device.expand(&shapes.expand, &plan, &self.pool, workspace, routing.topk_weights, y)
     }
 }

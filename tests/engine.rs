@@ -59,7 +59,8 @@ fn expected<E: Element>(seed: usize, x: &[E], weight: &[E]) -> (Vec<E>, Vec<i32>
     let mut y = vec![E::from_f32(f32::NAN); TOKENS * OUT];
     let mut workspace = vec![f32::NAN; layer.workspace_len(TOKENS)];
     let mut routing = Routing { topk_ids: &mut ids, topk_weights: &mut weights };
-    let base = Base { weight, bias: None };
+    let weight = cpu.pack(OUT, IN, weight).unwrap();
+    let base = Base { weight: &weight, bias: None };
     layer.forward(&rows(), base, x, &mut routing, &mut workspace, &mut y).unwrap();
     (y, ids, weights)
 }
@@ -353,7 +354,8 @@ fn weights_that_are_not_finite_never_reach_y() {
     let mut ids = [1; TOKENS];
     let mut routing = Routing { topk_ids: &mut ids, topk_weights: &mut weights };
     let weight = values::<f32>(5, OUT * IN);
-    let base = Base { weight: weight.as_slice(), bias: None };
+    let weight = layer.device().pack(OUT, IN, &weight).unwrap();
+    let base = Base { weight: &weight, bias: None };
     let error = layer.forward(&rows(), base, &x, &mut routing, &mut workspace, &mut y).unwrap_err();
     assert_eq!(error.to_string(), "layer: topk_weights[2, 0]: expected a finite weight, got NaN");
     assert!(y.iter().all(|&v| v == 7.0), "a refused call leaves y alone");

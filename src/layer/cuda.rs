@@ -6,6 +6,7 @@ use crate::device::cuda::cudarc::driver::CudaSlice;
 use crate::device::cuda::{self as device, Cuda, Memory, View, ViewMut};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::ops::fused::{Form, cost};
 use crate::ops::route::CudaRouter;
 use crate::ops::{plan, route, shrink};
 
@@ -38,7 +39,7 @@ impl MoeLora<Cuda> {
     pub fn new(cuda: &Cuda, pool: device::Pool, router: Router<LinearRouter>) -> Result<Self> {
         pool.check_stream(OP, cuda)?;
         let (device, output) = (cuda.with_own_status()?, crate::ops::Output::Sum);
-        let mut layer = Self { device, pool, router: Router::External { top_k: 0 }, output };
+        let mut layer = Self { device, pool, router: Router::External { top_k: 0 }, output, form: None };
         layer.set_router(router)?;
         Ok(layer)
     }
@@ -80,7 +81,8 @@ impl MoeLora<Cuda> {
     fn h_parts(&self, tokens: usize) -> (usize, usize) {
         let routes = tokens.saturating_mul(self.router.top_k());
         let scratch = shrink::cuda::scratch_len(self.output, routes, self.pool.max_rank());
-        (self.h_len(self.h_stride(), tokens), scratch)
+        let limits = self.device.fused_limits(&self.ask::<f32>(tokens));
+        (self.h_len(self.pool.slots(), self.h_stride(), limits.dense_rows, tokens), scratch)
     }
 
     /// Bytes of the workspace's two buffers, plan and h, for calls of at most `tokens` tokens.
@@ -137,15 +139,78 @@ impl MoeLora<Cuda> {
     pub fn forward<X: Element>(
         &self,
         rows: &Rows,
-        base: Base<&View<X>>,
+        Base { weight, bias }: Base<&View<X>>,
         x: &View<X>,
         routing: &mut RoutingView,
         workspace: &mut Workspace,
         y: &mut ViewMut<X>,
     ) -> Result<()> {
         self.check_forward()?;
+        let (form, cuda, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
+        let shapes = self.shapes(pool.slots(), self.h_stride(), rows);
+        if form == Form::Dense {
+            let sizes = shapes.dense(pool.slots());
+            let router = match &self.router {
+                Router::Linear { linear, weighting, .. } => Some((linear, *weighting)),
+                Router::External { .. } => None,
+            };
+            let (_, _, h) = self.parts(rows.tokens, workspace)?;
+            let z_len = rows.tokens.saturating_mul(sizes.h_stride);
+            // SAFETY: the part of the workspace that is h's, which holds as many f32.
+            let mut z = unsafe { ViewMut::<X>::from_raw(h.address(), z_len) };
+            let RoutingView { topk_ids, topk_weights, live_tokens } = routing;
+            let live = live_tokens.as_ref();
+            cuda.fused_gate(&sizes, pool, router, x, live, topk_ids, topk_weights, &mut z)?;
+            return cuda.fused_dense(&sizes, pool, weight, bias, x, &z.as_view(), live, y);
+        }
         self.route(rows, x, routing)?;
-        self.forward_routed(rows, Some(base), x, routing, workspace, y)
+        let (topk_ids, topk_weights) = (routing.topk_ids.as_view(), routing.topk_weights.as_view());
+        let (live_tokens, sizes) = (routing.live_tokens.as_ref(), &shapes.fused);
+        let (plan, mut scratch, mut h) = self.parts(rows.tokens, workspace)?;
+        if form == Form::Few {
+            let live = live_tokens;
+            return cuda.fused_few(sizes, pool, weight, bias, x, &topk_ids, &topk_weights, live, &mut h, y);
+        }
+        cuda.plan_into(&shapes.plan, pool, &topk_ids, live_tokens, plan)?;
+        cuda.shrink(&shapes.shrink, plan, pool, x, &topk_weights, Some(&mut scratch), &mut h)?;
+        if form == Form::Sparse {
+            return cuda.fused_sparse(sizes, plan, pool, weight, bias, x, &h.as_view(), &topk_weights, y);
+        }
+        cuda.base(&shapes.base, weight, bias, x, live_tokens, y)?;
+        cuda.expand(&shapes.expand, plan, pool, &h.as_view(), &topk_weights, y)
+    }
+
+    /// The form of a call over `tokens` tokens, and why.
+    pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
+        let problem = self.ask::<X>(tokens);
+        cost::choose(&problem, &self.device.fused_limits(&problem), self.form)
+    }
+
+    fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
+        let experts = match &self.router {
+            Router::Linear { linear, .. } => linear.linear().experts(),
+            Router::External { .. } => 0,
+        };
+        self.problem(self.pool.slots(), X::TYPE, experts, tokens)
+    }
+
+    /// The workspace's plan, the scratch of shrink, and h.
+    fn parts<'a>(
+        &self,
+        tokens: usize,
+        Workspace { plan, h }: &'a mut Workspace,
+    ) -> Result<(&'a mut device::Plan, ViewMut<'a, f32>, ViewMut<'a, f32>)> {
+        self.device.check_streams(OP, [("workspace", h.stream())])?;
+        let (h_len, scratch_len) = self.h_parts(tokens);
+        if h.len() < h_len.saturating_add(scratch_len) {
+            let expected =
+                format!("at least {} bytes for h", h_len.saturating_add(scratch_len).saturating_mul(4));
+            return Err(Error::argument(OP, "workspace", expected, h.len() * 4));
+        }
+        // SAFETY: the workspace's own memory, which the exclusive borrow keeps from others; h and scratch do not overlap.
+        let scratch = unsafe { ViewMut::from_raw(h.address() + h_len as u64 * 4, scratch_len) };
+        // SAFETY: as above.
+        Ok((plan, scratch, unsafe { ViewMut::from_raw(h.address(), h_len) }))
     }
 
     /// `y += experts`, onto a base product that the engine computed; enqueued.
@@ -158,39 +223,12 @@ impl MoeLora<Cuda> {
         y: &mut ViewMut<X>,
     ) -> Result<()> {
         self.route(rows, x, routing)?;
-        self.forward_routed(rows, None, x, routing, workspace, y)
-    }
-
-    fn forward_routed<X: Element>(
-        &self,
-        rows: &Rows,
-        base: Option<Base<&View<X>>>,
-        x: &View<X>,
-        routing: &RoutingView,
-        workspace: &mut Workspace,
-        y: &mut ViewMut<X>,
-    ) -> Result<()> {
         let shapes = self.shapes(self.pool.slots(), self.h_stride(), rows);
         let (topk_ids, topk_weights) = (routing.topk_ids.as_view(), routing.topk_weights.as_view());
-        let live_tokens = routing.live_tokens.as_ref();
-        let Workspace { plan, h } = workspace;
-        self.device.check_streams(OP, [("workspace", h.stream())])?;
-        let (h_len, scratch_len) = self.h_parts(rows.tokens);
-        if h.len() < h_len.saturating_add(scratch_len) {
-            let expected =
-                format!("at least {} bytes for h", h_len.saturating_add(scratch_len).saturating_mul(4));
-            return Err(Error::argument(OP, "workspace", expected, h.len() * 4));
-        }
-        // SAFETY: the workspace's own memory, which the exclusive borrow keeps from others; h and scratch do not overlap.
-        let mut scratch = unsafe { ViewMut::from_raw(h.address() + h_len as u64 * 4, scratch_len) };
-        // SAFETY: as above.
-        let mut h = unsafe { ViewMut::from_raw(h.address(), h_len) };
-        self.device.plan_into(&shapes.plan, &self.pool, &topk_ids, live_tokens, plan)?;
+        let (plan, mut scratch, mut h) = self.parts(rows.tokens, workspace)?;
         let (device, pool) = (&self.device, &self.pool);
+        device.plan_into(&shapes.plan, pool, &topk_ids, routing.live_tokens.as_ref(), plan)?;
         device.shrink(&shapes.shrink, plan, pool, x, &topk_weights, Some(&mut scratch), &mut h)?;
-        if let Some(Base { weight, bias }) = base {
-            device.base(&shapes.base, weight, bias, x, live_tokens, y)?;
-        }
         device.expand(&shapes.expand, plan, pool, &h.as_view(), &topk_weights, y)
     }
 }

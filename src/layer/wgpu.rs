@@ -5,6 +5,7 @@ use crate::adapter::LinearRouter;
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::ops::fused::{Form, cost};
 use crate::ops::route::WgpuRouter;
 use crate::ops::{Output, plan, route};
 
@@ -41,7 +42,8 @@ impl MoeLora<Wgpu> {
             ));
         }
         let device = wgpu.with_own_status();
-        let mut layer = Self { device, pool, router: Router::External { top_k: 0 }, output: Output::Sum };
+        let mut layer =
+            Self { device, pool, router: Router::External { top_k: 0 }, output: Output::Sum, form: None };
         layer.set_router(router)?;
         Ok(layer)
     }
@@ -70,10 +72,9 @@ impl MoeLora<Wgpu> {
         let sizes =
             plan::Sizes { tokens, top_k: self.router.top_k(), experts: self.pool.slots().sizes().experts };
         sizes.check()?;
-        Ok([
-            device::Plan::bytes(&sizes),
-            (self.h_len(self.pool.slots().max_rank(), tokens) as u64).saturating_mul(4),
-        ])
+        let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
+        let h = self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens);
+        Ok([device::Plan::bytes(&sizes), (h as u64).saturating_mul(4)])
     }
 
     /// A workspace in memory of its own.
@@ -114,15 +115,52 @@ impl MoeLora<Wgpu> {
         &self,
         encoder: &mut wgpu::CommandEncoder,
         rows: &Rows,
-        base: Base<View<X>>,
+        Base { weight, bias }: Base<View<X>>,
         x: View<X>,
         routing: RoutingView,
         workspace: &mut Workspace,
         y: View<X>,
     ) -> Result<()> {
         self.check_forward()?;
+        let (form, wgpu, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
+        let shapes = self.shapes(pool.slots(), pool.slots().max_rank(), rows);
+        let (RoutingView { topk_ids, topk_weights }, Workspace { plan, h }) = (routing, workspace);
+        let h = View::whole(h);
+        if form == Form::Dense {
+            let sizes = shapes.dense(pool.slots());
+            let router = match &self.router {
+                Router::Linear { linear, weighting, .. } => Some((linear, *weighting)),
+                Router::External { .. } => None,
+            };
+            wgpu.fused_gate(encoder, &sizes, pool, router, x, topk_ids, topk_weights, h)?;
+            return wgpu.fused_dense(encoder, &sizes, pool, weight, bias, x, h, y);
+        }
         self.route(encoder, rows, x, routing)?;
-        self.forward_routed(encoder, rows, Some(base), x, routing, workspace, y)
+        let sizes = &shapes.fused;
+        if form == Form::Few {
+            return wgpu.fused_few(encoder, sizes, pool, weight, bias, x, topk_ids, topk_weights, h, y);
+        }
+        wgpu.plan_into(encoder, &shapes.plan, pool, topk_ids, plan)?;
+        wgpu.shrink(encoder, &shapes.shrink, plan, pool, x, topk_weights, h)?;
+        if form == Form::Sparse {
+            return wgpu.fused_sparse(encoder, sizes, plan, pool, weight, bias, x, h, topk_weights, y);
+        }
+        wgpu.base(encoder, &shapes.base, weight, bias, x, y)?;
+        wgpu.expand(encoder, &shapes.expand, plan, pool, h, topk_weights, y)
+    }
+
+    /// The form of a call over `tokens` tokens, and why.
+    pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
+        let problem = self.ask::<X>(tokens);
+        cost::choose(&problem, &self.device.fused_limits(&problem), self.form)
+    }
+
+    fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
+        let experts = match &self.router {
+            Router::Linear { linear, .. } => linear.linear().experts(),
+            Router::External { .. } => 0,
+        };
+        self.problem(self.pool.slots(), X::TYPE, experts, tokens)
     }
 
     /// `y += experts`, onto a base product that the engine computed; recorded into `encoder`.
@@ -136,28 +174,11 @@ impl MoeLora<Wgpu> {
         y: View<X>,
     ) -> Result<()> {
         self.route(encoder, rows, x, routing)?;
-        self.forward_routed(encoder, rows, None, x, routing, workspace, y)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the order on every device, behind the encoder")]
-    fn forward_routed<X: Element>(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        rows: &Rows,
-        base: Option<Base<View<X>>>,
-        x: View<X>,
-        RoutingView { topk_ids, topk_weights }: RoutingView,
-        workspace: &mut Workspace,
-        y: View<X>,
-    ) -> Result<()> {
         let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
-        let Workspace { plan, h } = workspace;
+        let (RoutingView { topk_ids, topk_weights }, Workspace { plan, h }) = (routing, workspace);
         let h = View::whole(h);
         self.device.plan_into(encoder, &shapes.plan, &self.pool, topk_ids, plan)?;
         self.device.shrink(encoder, &shapes.shrink, plan, &self.pool, x, topk_weights, h)?;
-        if let Some(Base { weight, bias }) = base {
-            self.device.base(encoder, &shapes.base, weight, bias, x, y)?;
-        }
         self.device.expand(encoder, &shapes.expand, plan, &self.pool, h, topk_weights, y)
     }
 }

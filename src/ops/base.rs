@@ -8,7 +8,7 @@ use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, check_packed, tile_constants};
 use super::{check_len, check_rows};
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Cpu, Weight};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
@@ -84,17 +84,18 @@ impl Cpu {
     pub fn base<X: Element>(
         &self,
         sizes: &Sizes,
-        weight: &[X],
+        weight: &Weight<X>,
         bias: Option<&[X]>,
         x: &[X],
         y: &mut [X],
     ) -> Result<()> {
+        weight.check(OP, sizes.out_features, sizes.in_features)?;
         sizes.check(weight.len(), bias.map(<[X]>::len), x.len(), y.len())?;
         let Sizes { tokens, in_features, out_features, x_stride, y_stride } = *sizes;
         self.dot_rows(
             (tokens, out_features),
             |t| &x[t * x_stride..][..in_features],
-            |o| &weight[o * in_features..][..in_features],
+            |o| weight.row(o),
             (y, y_stride),
             |_, o, sum| X::from_f32(sum + bias.map_or(0.0, |b| b[o].to_f32())),
         );

@@ -143,6 +143,7 @@ impl Cpu {
     ) -> Result<()> {
         let slots = pool.slots();
         check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
+        slots.check_not_packed(OP)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
         if sizes.output != Output::PerRoute {
             plan.check_weights(OP, topk_weights)?;
@@ -204,6 +205,7 @@ impl Wgpu {
     ) -> Result<()> {
         let slots = pool.slots();
         check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
+        slots.check_not_packed(OP)?;
         plan.check_pool(OP, pool)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
         check_packed::<Y>(OP, "y", sizes.y_stride, y.len())?;

@@ -3,6 +3,8 @@
 
 pub mod base;
 pub mod expand;
+pub mod fused;
+pub mod grouped;
 pub mod plan;
 pub mod route;
 pub mod shrink;

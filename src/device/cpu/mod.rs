@@ -3,8 +3,10 @@
 mod kernels;
 mod pool;
 mod simd;
+mod weight;
 
 pub use pool::Pool;
+pub use weight::Weight;
 
 use crate::element::Element;
 use crate::error::{Error, Result};

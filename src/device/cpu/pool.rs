@@ -2,7 +2,7 @@
 
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Slot, Slots, pack},
+    slots::{PoolSizes, Put, Slot, Slots, pack},
 };
 use crate::element::{Element, ElementType};
 use crate::error::Result;
@@ -35,9 +35,14 @@ impl Words {
 impl Pool {
     /// An empty pool; its memory is taken now.
     pub fn new(sizes: PoolSizes) -> Result<Self> {
-        let slots = Slots::new(sizes)?;
+        Self::packed(sizes, &[sizes.out_features])
+    }
+
+    /// An empty pool whose output is made of slices of these widths: q, k and v, or gate and up.
+    pub fn packed(sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
+        let slots = Slots::packed(sizes, slices)?;
         let a = Words::zeroed(sizes.rank_capacity * sizes.in_features, sizes.element);
-        let b = Words::zeroed(sizes.rank_capacity * sizes.out_features, sizes.element);
+        let b = Words::zeroed(sizes.rank_capacity * slots.slice_width(), sizes.element);
         Ok(Self { slots, a, b })
     }
 
@@ -55,12 +60,16 @@ impl Pool {
 
     /// Puts an adapter into an empty slot.
     pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
-        self.slots.sizes().check_lora(lora)?;
-        let at = self.slots.insert(slot, lora.rank(), lora.scaling())?;
+        self.put_packed(slot, &[Some(lora)])
+    }
+
+    /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
+    pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
+        let put = self.slots.put(slot, loras)?;
         match self.slots.sizes().element {
-            ElementType::F32 => self.write::<f32>(at, lora),
-            ElementType::F16 => self.write::<f16>(at, lora),
-            ElementType::Bf16 => self.write::<bf16>(at, lora),
+            ElementType::F32 => self.write::<f32>(put),
+            ElementType::F16 => self.write::<f16>(put),
+            ElementType::Bf16 => self.write::<bf16>(put),
         }
         Ok(())
     }
@@ -70,12 +79,12 @@ impl Pool {
         self.slots.evict(slot)
     }
 
-    fn write<E: Element>(&mut self, at: Slot, lora: &Lora) {
-        let PoolSizes { in_features, out_features, .. } = *self.slots.sizes();
-        let (a, b) = pack::<E>(lora, in_features, out_features);
-        let (row, rank) = (at.row as usize, at.rank as usize);
-        self.a.all_mut::<E>()[row * in_features..(row + rank) * in_features].copy_from_slice(&a);
-        self.b.all_mut::<E>()[row * out_features..(row + rank) * out_features].copy_from_slice(&b);
+    fn write<E: Element>(&mut self, (at, loras): Put) {
+        let (a_stride, b_stride) = (self.slots.sizes().in_features, self.slots.slice_width());
+        let (a, b) = pack::<E>(&loras, a_stride, b_stride);
+        let row = at.row as usize;
+        self.a.all_mut::<E>()[row * a_stride..][..a.len()].copy_from_slice(&a);
+        self.b.all_mut::<E>()[row * b_stride..][..b.len()].copy_from_slice(&b);
     }
 
     /// Row r of a slot's A, `[in_features]`.
@@ -84,9 +93,9 @@ impl Pool {
         &self.a.all::<E>()[row * width..][..width]
     }
 
-    /// Row r of a slot's B transposed, `[out_features]`.
+    /// Row r of a slot's B transposed, as wide as the widest slice of the output.
     pub(crate) fn b_row<E: Element>(&self, slot: &Slot, r: usize) -> &[E] {
-        let (row, width) = (slot.row as usize + r, self.slots.sizes().out_features);
+        let (row, width) = (slot.row as usize + r, self.slots.slice_width());
         &self.b.all::<E>()[row * width..][..width]
     }
 }

@@ -3,7 +3,7 @@
 use super::{Cuda, Memory};
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Slot, Slots, pack},
+    slots::{PoolSizes, Put, Slot, Slots, pack},
 };
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
@@ -36,14 +36,19 @@ pub struct Pool {
 impl Pool {
     /// An empty pool; its memory is taken now.
     pub fn new(cuda: &Cuda, sizes: PoolSizes) -> Result<Self> {
+        Self::packed(cuda, sizes, &[sizes.out_features])
+    }
+
+    /// An empty pool whose output is made of slices of these widths: q, k and v, or gate and up.
+    pub fn packed(cuda: &Cuda, sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         cuda.check_not_capturing(OP)?;
-        let slots = Slots::new(sizes)?;
+        let slots = Slots::packed(sizes, slices)?;
         let factor = |width: usize| {
             let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
             Memory::new(cuda, sizes.rank_capacity * stride)
         };
-        let (a, b) = (factor(sizes.in_features)?, factor(sizes.out_features)?);
-        let words = CLOCK_WORDS + sizes.experts * size_of::<Slot>() / 4;
+        let (a, b) = (factor(sizes.in_features)?, factor(slots.slice_width())?);
+        let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
         Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0 })
@@ -87,13 +92,17 @@ impl Pool {
 
     /// Puts an adapter into an empty slot.
     pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
+        self.put_packed(slot, &[Some(lora)])
+    }
+
+    /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
+    pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
         self.cuda.check_not_capturing(OP)?;
-        self.slots.sizes().check_lora(lora)?;
-        let at = self.slots.insert(slot, lora.rank(), lora.scaling())?;
+        let put = self.slots.put(slot, loras)?;
         match self.slots.sizes().element {
-            ElementType::F32 => self.write::<f32>(at, lora),
-            ElementType::F16 => self.write::<f16>(at, lora),
-            ElementType::Bf16 => self.write::<bf16>(at, lora),
+            ElementType::F32 => self.write::<f32>(put),
+            ElementType::F16 => self.write::<f16>(put),
+            ElementType::Bf16 => self.write::<bf16>(put),
         }?;
         self.write_slot(slot)
     }
@@ -105,8 +114,8 @@ impl Pool {
         self.write_slot(slot)
     }
 
-    fn write<E: Element>(&self, at: Slot, lora: &Lora) -> Result<()> {
-        let (a, b) = pack::<E>(lora, self.a_stride(), self.b_stride());
+    fn write<E: Element>(&self, (at, loras): Put) -> Result<()> {
+        let (a, b) = pack::<E>(&loras, self.a_stride(), self.b_stride());
         let row = |memory: &Memory<u8>, stride: usize| {
             memory.address() + (at.row as usize * stride * size_of::<E>()) as u64
         };
@@ -116,8 +125,9 @@ impl Pool {
 
     /// The clock goes last: no plan may have it and not the slot.
     fn write_slot(&self, slot: usize) -> Result<()> {
-        let place = self.table() + (slot * size_of::<Slot>()) as u64;
-        self.cuda.copy_to(place, &self.slots.slots()[slot..=slot])?;
+        for (at, entry) in self.slots.table_entries(slot) {
+            self.cuda.copy_to(self.table() + (at * size_of::<Slot>()) as u64, &[entry])?;
+        }
         self.cuda.copy_to(self.clock(), &[self.slots.epoch()])
     }
 
@@ -128,7 +138,7 @@ impl Pool {
 
     /// Elements from one row of B transposed to the next.
     pub(crate) fn b_stride(&self) -> usize {
-        self.slots.sizes().out_features.next_multiple_of(ROW_STEP)
+        self.slots.slice_width().next_multiple_of(ROW_STEP)
     }
 
     /// A, `[rank_capacity, a_stride]`.
@@ -146,7 +156,7 @@ impl Pool {
         self.table.address()
     }
 
-    /// The slots.
+    /// The slots, and the parts behind them; see `Slots::table_slice`.
     pub(crate) fn table(&self) -> u64 {
         self.table.address() + CLOCK_WORDS as u64 * 4
     }

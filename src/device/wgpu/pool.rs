@@ -3,7 +3,7 @@
 use super::{Wgpu, padded_bytes};
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Slot, Slots, pack},
+    slots::{PoolSizes, Put, Slot, Slots, pack},
 };
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
@@ -28,7 +28,12 @@ pub struct Pool {
 impl Pool {
     /// An empty pool; its memory is taken now.
     pub fn new(wgpu: &Wgpu, sizes: PoolSizes) -> Result<Self> {
-        let slots = Slots::new(sizes)?;
+        Self::packed(wgpu, sizes, &[sizes.out_features])
+    }
+
+    /// An empty pool whose output is made of slices of these widths: q, k and v, or gate and up.
+    pub fn packed(wgpu: &Wgpu, sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
+        let slots = Slots::packed(sizes, slices)?;
         let factor = |label: &'static str, stride: usize| -> Result<wgpu::Buffer> {
             let bytes = (sizes.rank_capacity * stride * sizes.element.bytes()) as u64;
             let most = wgpu.limits().max_storage_buffer_binding_size;
@@ -39,8 +44,8 @@ impl Pool {
             wgpu.storage(label, bytes)
         };
         let a = factor("lora_a", sizes.in_features.next_multiple_of(ROW_STEP))?;
-        let b = factor("lora_b", sizes.out_features.next_multiple_of(ROW_STEP))?;
-        let table = wgpu.storage("slots", (sizes.experts * size_of::<Slot>()) as u64)?;
+        let b = factor("lora_b", slots.slice_width().next_multiple_of(ROW_STEP))?;
+        let table = wgpu.storage("slots", (slots.table_len() * size_of::<Slot>()) as u64)?;
         Ok(Self { slots, wgpu: wgpu.clone(), table, a, b })
     }
 
@@ -63,13 +68,17 @@ impl Pool {
 
     /// Puts an adapter into an empty slot.
     pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
+        self.put_packed(slot, &[Some(lora)])
+    }
+
+    /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
+    pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
         self.wgpu.alive()?;
-        self.slots.sizes().check_lora(lora)?;
-        let at = self.slots.insert(slot, lora.rank(), lora.scaling())?;
+        let put = self.slots.put(slot, loras)?;
         match self.slots.sizes().element {
-            ElementType::F32 => self.write::<f32>(at, lora),
-            ElementType::F16 => self.write::<f16>(at, lora),
-            ElementType::Bf16 => self.write::<bf16>(at, lora),
+            ElementType::F32 => self.write::<f32>(put),
+            ElementType::F16 => self.write::<f16>(put),
+            ElementType::Bf16 => self.write::<bf16>(put),
         }
         self.write_slot(slot);
         Ok(())
@@ -82,8 +91,8 @@ impl Pool {
         Ok(())
     }
 
-    fn write<E: Element>(&self, at: Slot, lora: &Lora) {
-        let (a, b) = pack::<E>(lora, self.a_stride(), self.b_stride());
+    fn write<E: Element>(&self, (at, loras): Put) {
+        let (a, b) = pack::<E>(&loras, self.a_stride(), self.b_stride());
         let write = |buffer: &wgpu::Buffer, stride: usize, rows: &[E]| {
             let offset = at.row as usize * stride * size_of::<E>();
             self.wgpu.queue().write_buffer(buffer, offset as u64, &padded_bytes(rows));
@@ -93,8 +102,10 @@ impl Pool {
     }
 
     fn write_slot(&self, slot: usize) {
-        let offset = (slot * size_of::<Slot>()) as u64;
-        self.wgpu.queue().write_buffer(&self.table, offset, bytemuck::bytes_of(&self.slots.slots()[slot]));
+        for (at, entry) in self.slots.table_entries(slot) {
+            let offset = (at * size_of::<Slot>()) as u64;
+            self.wgpu.queue().write_buffer(&self.table, offset, bytemuck::bytes_of(&entry));
+        }
     }
 
     /// Elements from one row of A to the next.
@@ -104,7 +115,7 @@ impl Pool {
 
     /// Elements from one row of B transposed to the next.
     pub(crate) fn b_stride(&self) -> usize {
-        self.slots.sizes().out_features.next_multiple_of(ROW_STEP)
+        self.slots.slice_width().next_multiple_of(ROW_STEP)
     }
 
     /// A, `[rank_capacity, a_stride]`.
@@ -117,7 +128,7 @@ impl Pool {
         &self.b
     }
 
-    /// The slots.
+    /// The slots, and the parts behind them; see `Slots::table_slice`.
     pub(crate) fn table(&self) -> &wgpu::Buffer {
         &self.table
     }

@@ -42,6 +42,7 @@ impl Cuda {
     ) -> Result<()> {
         let slots = pool.slots();
         check_equal(OP, "out_features", slots.sizes().out_features, sizes.out_features)?;
+        slots.check_not_packed(OP)?;
         plan.check_pool(OP, self, pool)?;
         sizes.check(plan.sizes(), pool.max_rank(), h.len(), topk_weights.len(), y.len())?;
         for (name, len) in [("h", h.len()), ("y", y.len())] {

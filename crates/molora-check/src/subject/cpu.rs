@@ -7,8 +7,8 @@ use crate::{Inputs, with_rows};
 use bytemuck::Pod;
 use molora::adapter::slots::PoolSizes;
 use molora::device::Cpu;
-use molora::device::cpu::Pool;
-use molora::element::ElementType;
+use molora::device::cpu::{Pool, Weight};
+use molora::element::{Element, ElementType};
 use molora::error::Result;
 use molora::layer::{Base, MoeLora, Router, Routing};
 use molora::ops::plan::Plan;
@@ -99,7 +99,8 @@ impl<'a> Ready<'a> {
         with_rows!(y, y => {
             let (x, y) = (typed(&inputs.x), y.cells_mut());
             if base {
-                let base = Base { weight: typed(&inputs.weight), bias: inputs.bias.as_ref().map(typed) };
+                let weight = &pack(self.layer.device(), inputs)?;
+                let base = Base { weight, bias: inputs.bias.as_ref().map(typed) };
                 self.layer.forward(&rows, base, x, routing, workspace, y)
             } else {
                 self.layer.forward_delta(&rows, x, routing, workspace, y)
@@ -116,8 +117,13 @@ fn base(cpu: &Cpu, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
     let (sizes, bias) = (inputs.base_sizes(), inputs.bias.as_ref());
     with_rows!(y, y => {
         let y = y.cells_mut();
-        cpu.base(&sizes, typed(&inputs.weight), bias.map(typed), typed(&inputs.x), y)
+        cpu.base(&sizes, &pack(cpu, inputs)?, bias.map(typed), typed(&inputs.x), y)
     })
+}
+
+fn pack<X: Element>(cpu: &Cpu, inputs: &Inputs) -> Result<Weight<X>> {
+    let sizes = inputs.base_sizes();
+    cpu.pack(sizes.out_features, sizes.in_features, typed(&inputs.weight))
 }
 
 impl Subject for CpuSubject {
