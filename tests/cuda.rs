@@ -74,9 +74,9 @@ fn on_cpu<E: Element>(
     let mut y = vec![E::from_f32(f32::NAN); tokens * OUT];
     let mut workspace = vec![f32::NAN; layer.workspace_len(tokens)];
     let mut routing = Routing { topk_ids: ids, topk_weights: weights };
-    layer
-        .forward(&rows(tokens), Base { weight, bias: None }, x, &mut routing, &mut workspace, &mut y)
-        .unwrap();
+    let weight = layer.device().pack(OUT, IN, weight).unwrap();
+    let base = Base { weight: &weight, bias: None };
+    layer.forward(&rows(tokens), base, x, &mut routing, &mut workspace, &mut y).unwrap();
     y
 }
 
