@@ -7,9 +7,10 @@ mod cuda;
 mod wgpu;
 
 use crate::Inputs;
-use crate::case::Case;
+use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use molora::error::Result;
+use molora::ops::fused::Form;
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
@@ -48,6 +49,9 @@ pub trait Subject: Send + Sync {
     fn h_rounding(&self, _case: &Case) -> f64 {
         0.0
     }
+
+    /// The form in which the device runs a layer's case, or why not in the demanded one.
+    fn form(&self, case: &Case) -> Result<Form>;
 
     /// Whether times on this device mean nothing: a machine that executes and counts.
     fn is_stand_in(&self) -> bool {
@@ -88,8 +92,17 @@ pub trait Subject: Send + Sync {
     /// Base product and experts.
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
+    /// Base product and experts in the case's form.
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
     /// A case made ready for timing.
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
+}
+
+/// Why a layer's form is not offered for a case, where it is not.
+fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
+    let layer = matches!(case.op, Op::Layer | Op::Fused);
+    layer.then(|| subject.form(case).err()).flatten().map(|why| why.to_string())
 }
 
 /// Every device of this machine, and why others are missing.
