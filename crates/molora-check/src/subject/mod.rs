@@ -102,7 +102,11 @@ pub trait Subject: Send + Sync {
 /// Why a layer's form is not offered for a case, where it is not.
 fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
     let layer = matches!(case.op, Op::Layer | Op::Fused);
-    layer.then(|| subject.form(case).err()).flatten().map(|why| why.to_string())
+    let why = layer.then(|| subject.form(case).err()).flatten()?.to_string();
+    // Every form has its reason there; a demanded one's own is enough.
+    let form = case.form.map_or(String::new(), |form| format!("{}: ", form.name()));
+    let own = why.rfind(&form).map(|at| why[at..].split(';').next().unwrap_or_default().to_string());
+    Some(own.filter(|own| !form.is_empty() && !own.is_empty()).unwrap_or(why))
 }
 
 /// Every device of this machine, and why others are missing.
