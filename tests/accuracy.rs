@@ -66,7 +66,7 @@ fn fused_forms_are_no_less_exact_than_separate_launches() {
             for (inputs, scaling) in problems(element) {
                 let want = oracle(&inputs);
                 let (worst, mean) = errors(subject.as_ref(), &inputs, Form::Beside, &want);
-                for form in [Form::Sparse, Form::Dense, Form::Few] {
+                for form in Form::ALL {
                     let case = Case { form: Some(form), ..inputs.case.clone() };
                     if subject.unsupported(&case).is_some() {
                         continue;

@@ -35,6 +35,7 @@ fn bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
         Op::Delta => subject.delta(inputs, &mut y),
         Op::Layer => subject.layer(inputs, &mut y),
         Op::Fused => subject.fused(inputs, &mut y),
+        Op::Grouped => subject.grouped(inputs, &mut y),
         Op::Route => return route_bits(subject, inputs),
         Op::Plan => {
             let plan = subject.plan(inputs).unwrap();

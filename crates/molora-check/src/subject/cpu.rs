@@ -1,6 +1,6 @@
 //! The CPU as a subject.
 
-use super::{PlanArrays, Subject, Timer, refused_form};
+use super::{PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -40,8 +40,8 @@ pub(crate) fn pool_sizes(case: &Case) -> PoolSizes {
     PoolSizes {
         in_features: case.in_features,
         out_features: case.out_features,
-        experts: case.experts,
-        rank_capacity: (0..case.experts).map(|e| case.rank(e)).sum(),
+        experts: case.slots(),
+        rank_capacity: (0..case.slots()).map(|e| case.rank(e)).sum(),
         element: case.adapters,
     }
 }
@@ -75,7 +75,7 @@ impl<'a> Ready<'a> {
     fn new(cpu: &Cpu, inputs: &'a Inputs, form: Option<Form>) -> Result<Self> {
         let case = &inputs.case;
         let mut pool = Pool::packed(pool_sizes(case), &case.slice_widths())?;
-        for e in 0..case.experts {
+        for e in 0..case.slots() {
             let loras = inputs.loras(e)?;
             pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
         }
@@ -219,6 +219,10 @@ impl Subject for CpuSubject {
         self.ready(inputs)?.layer(true, y)
     }
 
+    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
+        Err(no_grouped(self))
+    }
+
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
         let (case, cpu) = (&inputs.case, &self.cpu);
         let (mut y, mut h) = (inputs.y.clone(), inputs.empty_h());
@@ -246,6 +250,7 @@ impl Subject for CpuSubject {
                 let ready = self.ready(inputs)?;
                 timed(move || ready.expand(&mut y))
             }
+            Op::Grouped => return Err(no_grouped(self)),
             Op::Delta | Op::Layer | Op::Fused => {
                 let mut ready = self.ready(inputs)?;
                 timed(move || ready.layer(case.op != Op::Delta, &mut y))
