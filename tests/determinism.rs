@@ -33,6 +33,7 @@ fn bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
         Op::Base => subject.base(inputs, &mut y),
         Op::Delta => subject.delta(inputs, &mut y),
         Op::Layer => subject.layer(inputs, &mut y),
+        Op::Fused => subject.fused(inputs, &mut y),
         Op::Route => return route_bits(subject, inputs),
         Op::Plan => {
             let plan = subject.plan(inputs).unwrap();

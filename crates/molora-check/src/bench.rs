@@ -1,7 +1,7 @@
 //! The cases that are timed, and the look at the answer before the clock starts.
 
 use crate::case::{Case, Op};
-use crate::expect;
+use crate::expect::{self, Roundings};
 use crate::guarded::Tensor;
 use crate::inputs::Inputs;
 use crate::judge::{Verdict, compare};
@@ -101,6 +101,7 @@ fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result
             Op::Expand => subject.expand(inputs, &mut y),
             Op::Base => subject.base(inputs, &mut y),
             Op::Delta => subject.delta(inputs, &mut y),
+            Op::Fused => subject.fused(inputs, &mut y),
             _ => subject.layer(inputs, &mut y),
         }
         .map_err(text)?;
@@ -110,7 +111,7 @@ fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result
     for first in [0, inputs.case.tokens - tokens] {
         let part = inputs.part(first, tokens);
         let (skip, rows) = (inputs.case.y_rows(first), inputs.case.y_rows(tokens));
-        let expected = expect::rows(&part, subject.h_rounding(&inputs.case)).map_err(text)?;
+        let expected = expect::rows(&part, Roundings::of(subject, &inputs.case)).map_err(text)?;
         verdict = verdict.worse(compare(&expected, &start.part(skip, rows), &got.part(skip, rows))?);
     }
     Ok(verdict)

@@ -2,6 +2,7 @@
 
 use crate::routing::Routing;
 use molora::element::ElementType;
+use molora::ops::fused::{Form, cost};
 use molora::ops::{Output, route::Weighting};
 
 /// What is run.
@@ -19,14 +20,24 @@ pub enum Op {
     Base,
     /// The layer's experts alone, added to y.
     Delta,
-    /// Base product and experts.
+    /// Base product and experts, in the form that the cost model chooses.
     Layer,
+    /// Base product and experts in one demanded form.
+    Fused,
 }
 
 impl Op {
     /// In the order in which data flows.
-    pub const ALL: [Self; 7] =
-        [Self::Route, Self::Plan, Self::Shrink, Self::Expand, Self::Base, Self::Delta, Self::Layer];
+    pub const ALL: [Self; 8] = [
+        Self::Route,
+        Self::Plan,
+        Self::Shrink,
+        Self::Expand,
+        Self::Base,
+        Self::Delta,
+        Self::Layer,
+        Self::Fused,
+    ];
 
     /// The name in case strings.
     pub const fn name(self) -> &'static str {
@@ -38,6 +49,7 @@ impl Op {
             Self::Base => "base",
             Self::Delta => "delta",
             Self::Layer => "layer",
+            Self::Fused => "fused",
         }
     }
 
@@ -47,14 +59,19 @@ impl Op {
             Self::Route => (false, true),
             Self::Plan => (false, true),
             Self::Base => (false, false),
-            Self::Shrink | Self::Expand | Self::Delta | Self::Layer => (true, true),
+            Self::Shrink | Self::Expand | Self::Delta | Self::Layer | Self::Fused => (true, true),
         };
         Uses {
             adapters,
             routing,
             in_features: !matches!(self, Self::Plan | Self::Expand),
-            out_features: matches!(self, Self::Expand | Self::Base | Self::Delta | Self::Layer),
+            out_features: matches!(self, Self::Expand | Self::Base | Self::Delta | Self::Layer | Self::Fused),
         }
+    }
+
+    /// Whether y begins as a base product, so that each token's row is written whether it has experts or not.
+    pub(crate) const fn has_base(self) -> bool {
+        matches!(self, Self::Base | Self::Layer | Self::Fused)
     }
 }
 
@@ -81,7 +98,7 @@ pub struct Case {
     pub top_k: usize,
     /// Slots of the pool, all filled.
     pub experts: usize,
-    /// Ranks of the experts, repeated over them.
+    /// Ranks of the experts, repeated over them; of an expert's slices they follow each other.
     pub ranks: Vec<usize>,
     /// Columns of x.
     pub in_features: usize,
@@ -91,6 +108,10 @@ pub struct Case {
     pub routing: Routing,
     /// What the experts' products become.
     pub output: Output,
+    /// Layer and fused: the form; `None` leaves it to the cost model.
+    pub form: Option<Form>,
+    /// Fused: slices of the output, uneven ones, of a packed pool; 1 where it is not packed.
+    pub slices: usize,
     /// Expand: add to y instead of overwriting it. Delta always does.
     pub accumulate: bool,
     /// Base, layer and route: with a bias.
@@ -118,6 +139,8 @@ impl Case {
             out_features: if op.uses().out_features { 64 } else { 8 },
             routing: Routing::Uniform,
             output: Output::Sum,
+            form: matches!(op, Op::Fused).then_some(Form::Sparse),
+            slices: 1,
             accumulate: matches!(op, Op::Delta),
             bias: false,
             weighting: Weighting::SoftmaxSelected,
@@ -132,14 +155,49 @@ impl Case {
         self
     }
 
-    /// Rank of one expert.
+    /// Rank of one expert, its slices together.
     pub fn rank(&self, expert: usize) -> usize {
-        self.ranks[expert % self.ranks.len()]
+        (0..self.slices).map(|slice| self.part_rank(expert, slice)).sum()
+    }
+
+    /// Rank of one slice of an expert; 0 where the expert leaves the slice alone, as some do where there are several.
+    pub fn part_rank(&self, expert: usize, slice: usize) -> usize {
+        // Ranks within a token are equal for RankSum, in every slice.
+        let alone = self.slices > 1 && self.output != Output::RankSum;
+        if alone && expert % (self.slices + 1) == slice + 1 {
+            return 0;
+        }
+        self.ranks[(expert + slice) % self.ranks.len()]
+    }
+
+    /// Columns of every slice: each wider than the one before it, none at a tile's edge by design.
+    pub fn slice_widths(&self) -> Vec<usize> {
+        let end = |s: usize| self.out_features * s * (s + 1) / (self.slices * (self.slices + 1));
+        (0..self.slices).map(|s| end(s + 1) - end(s)).collect()
+    }
+
+    /// What the cost model is asked of the case's layer, whose pool is filled from its first row on.
+    pub fn problem(&self) -> cost::Problem {
+        let ranks = (0..self.experts).map(|e| self.rank(e)).sum();
+        cost::Problem {
+            tokens: self.tokens,
+            top_k: self.top_k,
+            in_features: self.in_features,
+            out_features: self.out_features,
+            x: self.x,
+            adapters: self.adapters,
+            live: self.experts,
+            ranks,
+            used_rows: ranks,
+            router_experts: 0,
+            packed: self.slices > 1,
+            output: self.output,
+        }
     }
 
     /// Largest rank of any expert.
     pub fn max_rank(&self) -> usize {
-        (0..self.experts.min(self.ranks.len())).map(|e| self.rank(e)).max().unwrap_or(0)
+        (0..self.experts).map(|e| self.rank(e)).max().unwrap_or(0)
     }
 
     /// Elements from one row of x or y to the next: rows of 16-bit elements begin at even places, since WGSL reads

@@ -11,18 +11,18 @@ use molora::adapter::Lora;
 use molora::element::ElementType;
 use molora::error::Result;
 use molora::layer::Rows;
-use molora::ops::{Expert, Output, base, expand, plan, route, shrink};
+use molora::ops::{Output, base, expand, fused, plan, route, shrink};
 
-/// One expert; values rounded to the case's adapter elements and widened again.
+/// One expert, or one slice of it; values rounded to the case's adapter elements and widened again.
 #[derive(Debug, Clone)]
 pub struct ExpertValues {
-    /// Rows of `lora_a`.
+    /// Rows of `lora_a`; 0 where the expert leaves the slice alone.
     pub rank: usize,
     /// Factor of B A.
     pub scaling: f32,
     /// `[rank, in_features]`.
     pub lora_a: Vec<f32>,
-    /// `[out_features, rank]`.
+    /// `[out_features, rank]`, of a slice its own columns.
     pub lora_b: Vec<f32>,
 }
 
@@ -37,7 +37,7 @@ pub struct Inputs {
     pub topk_ids: Vec<i32>,
     /// `[tokens, top_k]`.
     pub topk_weights: Vec<f32>,
-    /// All slots of the pool.
+    /// All slots of the pool: `[slices, experts]`.
     pub experts: Vec<ExpertValues>,
     /// Input of expand; NaN where no route or no rank is.
     pub h: Guarded<f32>,
@@ -73,7 +73,7 @@ impl Inputs {
             true => experts(case, &mut rng("experts")),
             false => Vec::new(),
         };
-        let frozen = matches!(case.op, Op::Base | Op::Layer);
+        let frozen = case.op.has_base();
         let (rows, columns) = if frozen { (case.out_features, case.in_features) } else { (0, 0) };
         let (mut values, scale) = (rng("weight"), 1.0 / (columns.max(1) as f32).sqrt());
         let weight = Tensor::input(case.x, (rows, columns, columns), |_, _| values.value(scale));
@@ -129,6 +129,14 @@ impl Inputs {
         base::Sizes { tokens, in_features, out_features, x_stride, y_stride }
     }
 
+    /// The sizes of the case's fused layer.
+    pub fn fused_sizes(&self) -> fused::Sizes {
+        let Case { top_k, output, .. } = self.case;
+        let base::Sizes { tokens, in_features, out_features, x_stride, y_stride } = self.base_sizes();
+        let h_stride = self.h_stride();
+        fused::Sizes { tokens, top_k, in_features, out_features, x_stride, y_stride, h_stride, output }
+    }
+
     /// The rows of the case's layer.
     pub fn layer_rows(&self) -> Rows {
         let base::Sizes { tokens, x_stride, y_stride, .. } = self.base_sizes();
@@ -142,18 +150,19 @@ impl Inputs {
         route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting }
     }
 
-    /// The experts as the definitions read them.
-    pub fn definition_experts(&self) -> Vec<Expert<'_, f32>> {
-        self.experts
-            .iter()
-            .map(|e| Expert { rank: e.rank, scaling: e.scaling, lora_a: &e.lora_a, lora_b: &e.lora_b })
-            .collect()
+    /// One expert as adapters of the case's elements, one for each slice that it changes.
+    pub fn loras(&self, expert: usize) -> Result<Vec<Option<Lora>>> {
+        let widths = self.case.slice_widths();
+        let part = |(slice, &width): (usize, &usize)| {
+            let values = &self.experts[slice * self.case.experts + expert];
+            (values.rank > 0).then(|| self.lora(values, width)).transpose()
+        };
+        widths.iter().enumerate().map(part).collect()
     }
 
-    /// One expert as an adapter of the case's elements.
-    pub fn lora(&self, expert: usize) -> Result<Lora> {
-        let (case, e) = (&self.case, &self.experts[expert]);
-        let sizes = (case.in_features, case.out_features, e.rank);
+    fn lora(&self, e: &ExpertValues, out_features: usize) -> Result<Lora> {
+        let case = &self.case;
+        let sizes = (case.in_features, out_features, e.rank);
         macro_rules! lora {
             ($element:ty, $from:expr) => {{
                 let round = |v: &[f32]| v.iter().map(|&v| $from(v)).collect::<Vec<$element>>();
@@ -192,14 +201,17 @@ fn experts(case: &Case, rng: &mut Rng) -> Vec<ExpertValues> {
         let scale = 1.0 / (features as f32).sqrt();
         (0..count).map(|_| round(rng.value(scale))).collect()
     };
-    (0..case.experts)
-        .map(|e| {
-            let rank = case.rank(e);
+    let mut experts = Vec::with_capacity(case.slices * case.experts);
+    for (slice, width) in case.slice_widths().into_iter().enumerate() {
+        for e in 0..case.experts {
+            let rank = case.part_rank(e, slice);
             let lora_a = values(rank * case.in_features, case.in_features);
-            let lora_b = values(rank * case.out_features, rank);
-            ExpertValues { rank, scaling: [1.0, 2.0, 0.5, 1.25][e % 4], lora_a, lora_b }
-        })
-        .collect()
+            let lora_b = values(rank * width, rank.max(1));
+            let scaling = [1.0, 2.0, 0.5, 1.25][(e + slice) % 4];
+            experts.push(ExpertValues { rank, scaling, lora_a, lora_b });
+        }
+    }
+    experts
 }
 
 fn h(case: &Case, topk_ids: &[i32], rng: &mut Rng) -> Guarded<f32> {

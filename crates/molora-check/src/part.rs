@@ -53,7 +53,7 @@ impl Case {
     /// Rows of h or y that so many tokens have.
     pub fn y_rows(&self, tokens: usize) -> usize {
         match self.op {
-            Op::Base | Op::Layer => tokens,
+            Op::Base | Op::Layer | Op::Fused => tokens,
             Op::Shrink => self.output.h_rows(tokens, self.top_k),
             _ => self.output.y_rows(tokens, self.top_k),
         }

@@ -55,6 +55,11 @@ pub fn work(inputs: &Inputs) -> Work {
         flops: 2.0 * output * route_ranks,
         bytes: h_bytes + pool_ranks * output * a + adds * y_rows * output * x,
     };
+    let parts = live.iter().flat_map(|&e| (0..case.slices).map(move |s| (e, s)));
+    let widths = case.slice_widths();
+    let columns: usize = parts.map(|(e, s)| case.part_rank(e, s) * widths[s]).sum();
+    // y is the base product's, and written once.
+    let extension = Work { flops: 2.0 * columns as f64, bytes: h_bytes + pool_ranks * output * a };
     let base = Work {
         flops: 2.0 * tokens * input * output,
         bytes: (input * output + tokens * (input + output)) * x,
@@ -70,6 +75,7 @@ pub fn work(inputs: &Inputs) -> Work {
         Op::Base => base,
         Op::Delta => plan + shrink + expand,
         Op::Layer => plan + shrink + expand + base,
+        Op::Fused => plan + shrink + extension + base,
     }
 }
 
@@ -130,7 +136,7 @@ pub fn measure(timer: &mut Timer<'_>, samples: usize, budget: Duration) -> Resul
 pub fn line(subject: &dyn Subject, inputs: &Inputs, time: Duration, budget: Duration) -> Result<Line> {
     let (case, Work { flops, bytes }) = (&inputs.case, work(inputs));
     let seconds = time.as_secs_f64();
-    let (baseline, base_time) = if case.op == Op::Layer {
+    let (baseline, base_time) = if matches!(case.op, Op::Layer | Op::Fused) {
         let base = Inputs::new(&base_of(case));
         ("base", Some(measure(&mut subject.timer(&base)?, 5, budget)?))
     } else {

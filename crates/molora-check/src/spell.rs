@@ -3,6 +3,7 @@
 use crate::case::{Case, Op};
 use crate::routing::Routing;
 use molora::element::ElementType;
+use molora::ops::fused::Form;
 use molora::ops::{Output, route::Weighting};
 use std::fmt;
 use std::str::FromStr;
@@ -34,6 +35,8 @@ impl Case {
         parts.extend(uses.out_features.then(|| format!("o{}", self.out_features)));
         parts.extend(uses.routing.then(|| self.routing.name().into()));
         parts.extend((self.output != Output::Sum).then(|| self.output.name().into()));
+        parts.extend(self.form.map(|form| form.name().into()));
+        parts.extend((self.slices > 1).then(|| format!("s{}", self.slices)));
         parts.extend((self.op == Op::Route).then(|| self.weighting.name().into()));
         parts.extend((self.accumulate && self.op != Op::Delta).then(|| "add".into()));
         parts.extend(self.bias.then(|| "bias".into()));
@@ -105,6 +108,7 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
     // The longest word first: one name may begin another.
     let words = Routing::ALL.iter().chain(&[Routing::Ties]).map(|r| r.name());
     let words = words.chain(Output::ALL.map(Output::name)).chain(Weighting::ALL.map(Weighting::name));
+    let words = words.chain(Form::ALL.map(Form::name));
     let word = words.chain(["add", "bias"]).filter(|w| text.starts_with(w)).max_by_key(|w| w.len());
     if let Some(word) = word {
         let mut all = Routing::ALL.iter().copied().chain([Routing::Ties]);
@@ -113,6 +117,7 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
         }
         case.output = named(&Output::ALL, Output::name, word).unwrap_or(case.output);
         case.weighting = named(&Weighting::ALL, Weighting::name, word).unwrap_or(case.weighting);
+        case.form = named(&Form::ALL, Form::name, word).or(case.form);
         case.accumulate |= word == "add";
         case.bias |= word == "bias";
         return Some(&text[word.len()..]);
@@ -132,6 +137,7 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
         "e" => case.experts = number,
         "i" => case.in_features = number,
         "o" => case.out_features = number,
+        "s" => case.slices = number,
         "pad" => case.padding = number,
         "seed" => case.seed = number as u64,
         _ => return None,

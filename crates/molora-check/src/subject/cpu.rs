@@ -1,6 +1,6 @@
 //! The CPU as a subject.
 
-use super::{PlanArrays, Subject, Timer};
+use super::{PlanArrays, Subject, Timer, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -11,6 +11,7 @@ use molora::device::cpu::{Pool, Weight};
 use molora::element::{Element, ElementType};
 use molora::error::Result;
 use molora::layer::{Base, MoeLora, Router, Routing};
+use molora::ops::fused::{Form, cost};
 use molora::ops::plan::Plan;
 use std::time::Instant;
 
@@ -63,13 +64,14 @@ fn planned_pool(case: &Case) -> Result<Pool> {
 impl<'a> Ready<'a> {
     fn new(cpu: &Cpu, inputs: &'a Inputs) -> Result<Self> {
         let case = &inputs.case;
-        let mut pool = Pool::new(pool_sizes(case))?;
-        for e in 0..inputs.experts.len() {
-            pool.put(e, &inputs.lora(e)?)?;
+        let mut pool = Pool::packed(pool_sizes(case), &case.slice_widths())?;
+        for e in 0..case.experts {
+            let loras = inputs.loras(e)?;
+            pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
         }
         let plan = cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
         let layer = MoeLora::<Cpu>::new(cpu, pool, Router::External { top_k: case.top_k })?;
-        let layer = layer.with_output(case.output);
+        let layer = layer.with_output(case.output).with_form(case.form);
         Ok(Self {
             inputs,
             plan,
@@ -139,8 +141,13 @@ impl Subject for CpuSubject {
         Box::new(Self { cpu: self.cpu.clone() })
     }
 
-    fn unsupported(&self, _case: &Case) -> Option<String> {
-        None
+    fn form(&self, case: &Case) -> Result<Form> {
+        let problem = case.problem();
+        Ok(cost::choose(&problem, &self.cpu.fused_limits(&problem), case.form)?.form)
+    }
+
+    fn unsupported(&self, case: &Case) -> Option<String> {
+        refused_form(self, case)
     }
 
     fn details(&self) -> Vec<(String, String)> {
@@ -188,6 +195,10 @@ impl Subject for CpuSubject {
         Ready::new(&self.cpu, inputs)?.layer(true, y)
     }
 
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        Ready::new(&self.cpu, inputs)?.layer(true, y)
+    }
+
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
         let (case, cpu) = (&inputs.case, &self.cpu);
         let (mut y, mut h) = (inputs.y.clone(), inputs.empty_h());
@@ -212,9 +223,9 @@ impl Subject for CpuSubject {
                 let ready = Ready::new(cpu, inputs)?;
                 timed(move || ready.expand(&mut y))
             }
-            Op::Delta | Op::Layer => {
+            Op::Delta | Op::Layer | Op::Fused => {
                 let mut ready = Ready::new(cpu, inputs)?;
-                timed(move || ready.layer(case.op == Op::Layer, &mut y))
+                timed(move || ready.layer(case.op != Op::Delta, &mut y))
             }
         })
     }

@@ -7,9 +7,10 @@ mod cuda;
 mod wgpu;
 
 use crate::Inputs;
-use crate::case::Case;
+use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use molora::error::Result;
+use molora::ops::fused::Form;
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
@@ -48,6 +49,9 @@ pub trait Subject: Send + Sync {
     fn h_rounding(&self, _case: &Case) -> f64 {
         0.0
     }
+
+    /// The form in which the device runs a layer's case, or why not in the demanded one.
+    fn form(&self, case: &Case) -> Result<Form>;
 
     /// Whether times on this device mean nothing: a machine that executes and counts.
     fn is_stand_in(&self) -> bool {
@@ -88,8 +92,21 @@ pub trait Subject: Send + Sync {
     /// Base product and experts.
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
+    /// Base product and experts in the case's form.
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
     /// A case made ready for timing.
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
+}
+
+/// Why a layer's form is not offered for a case, where it is not.
+fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
+    let layer = matches!(case.op, Op::Layer | Op::Fused);
+    let why = layer.then(|| subject.form(case).err()).flatten()?.to_string();
+    // Every form has its reason there; a demanded one's own is enough.
+    let form = case.form.map_or(String::new(), |form| format!("{}: ", form.name()));
+    let own = why.rfind(&form).map(|at| why[at..].split(';').next().unwrap_or_default().to_string());
+    Some(own.filter(|own| !form.is_empty() && !own.is_empty()).unwrap_or(why))
 }
 
 /// Every device of this machine, and why others are missing.
