@@ -124,7 +124,10 @@ pub fn run(args: &FormsArgs) -> Result<ExitCode> {
         for layer in LAYERS.iter().filter(|layer| layer.name.contains(&args.layer)) {
             if !args.json {
                 println!("  {}", layer.describe());
-                println!("    tokens  {} us of the model", Form::ALL.map(|form| format!("{:>12}", form.name())).concat());
+                println!(
+                    "    tokens  {} us of the model",
+                    Form::ALL.map(|form| format!("{:>12}", form.name())).concat()
+                );
             }
             for &tokens in &args.tokens {
                 let problem = layer.problem(args.element, tokens);
