@@ -159,11 +159,9 @@ impl Subject for CpuSubject {
         Box::new(Self { cpu: self.cpu.clone(), one_form: true })
     }
 
-    fn form(&self, case: &Case) -> Result<Form> {
-        let problem = case.problem();
-        let mut limits = self.cpu.fused_limits(&problem);
-        limits.batch_invariant |= self.one_form && case.form.is_none();
-        Ok(cost::choose(&problem, &limits, case.form)?.form)
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        let limits = self.cpu.fused_limits(problem);
+        cost::Limits { batch_invariant: limits.batch_invariant || self.one_form, ..limits }
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {

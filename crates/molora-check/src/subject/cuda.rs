@@ -321,9 +321,8 @@ impl Subject for CudaSubject {
         Ok(machine_counters())
     }
 
-    fn form(&self, case: &Case) -> Result<Form> {
-        let problem = case.problem();
-        Ok(cost::choose(&problem, &self.cuda.fused_limits(&problem), case.form)?.form)
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        self.cuda.fused_limits(problem)
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {

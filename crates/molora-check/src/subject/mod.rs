@@ -10,7 +10,7 @@ use crate::Inputs;
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use molora::error::{Error, Result};
-use molora::ops::fused::Form;
+use molora::ops::fused::{Form, cost};
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
@@ -50,8 +50,14 @@ pub trait Subject: Send + Sync {
         0.0
     }
 
+    /// What the cost model knows of the device.
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits;
+
     /// The form in which the device runs a layer's case, or why not in the demanded one.
-    fn form(&self, case: &Case) -> Result<Form>;
+    fn form(&self, case: &Case) -> Result<Form> {
+        let problem = case.problem();
+        Ok(cost::choose(&problem, &self.limits(&problem), case.form)?.form)
+    }
 
     /// Whether times on this device mean nothing: a machine that executes and counts.
     fn is_stand_in(&self) -> bool {

@@ -13,7 +13,7 @@ use molora::device::wgpu::{Plan, Pool, View};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
 use molora::layer::{Base, MoeLora, Router, RoutingView, Workspace};
-use molora::ops::fused::{Form, cost};
+use molora::ops::fused::cost;
 use molora::ops::plan;
 use molora::ops::route::WgpuRouter;
 use std::time::Instant;
@@ -228,9 +228,8 @@ impl Subject for WgpuSubject {
         Box::new(Self { wgpu: self.wgpu.batch_invariant(true) })
     }
 
-    fn form(&self, case: &Case) -> Result<Form> {
-        let problem = case.problem();
-        Ok(cost::choose(&problem, &self.wgpu.fused_limits(&problem), case.form)?.form)
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        self.wgpu.fused_limits(problem)
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
