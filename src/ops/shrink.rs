@@ -268,7 +268,7 @@ impl Wgpu {
             constants: &[],
             params: &params,
             bindings: &[
-                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::slots(pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::read("topk_weights", topk_weights),
                 Binding::read("routes_h", View::<f32>::whole(&per_route)),
@@ -315,8 +315,8 @@ impl Wgpu {
             params: &params,
             bindings: &[
                 Binding::rows("x", x, sizes.x_stride),
-                Binding::pool("w", slots.sizes().element, pool.a()),
-                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::pool_a("w", pool),
+                Binding::slots(pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::write("h", h),
                 Binding::status(self),
