@@ -92,7 +92,9 @@ template <class W, class X>
 __device__ __forceinline__ void dot_tokens(const FewParams& p, const Shared& s, const W* w, bool vector, float (&sums)[TOKENS]) {
     constexpr u32 N = sizeof(W) == 4 && sizeof(X) == 4 ? 4 : 8;
     u32 k = p.in_features, count = s.count, lane = threadIdx.x % 32, i = vector ? N * lane : k;
-    auto x_row = [&](u32 m) { return (const X*)p.x + (size_t)s.tokens[m] * p.x_stride; };
+    // Looked up again in each round: sixteen addresses would take 32 registers.
+    const volatile u32* tokens = s.tokens;
+    auto x_row = [&](u32 m) { return (const X*)p.x + (size_t)tokens[m] * p.x_stride; };
     Raw<W, N> next = {};
     if (i + N <= k) next = load<N>(w + i);
 #pragma unroll 1
@@ -376,7 +378,7 @@ template <class Multiply, class X, class A> __device__ __forceinline__ void fuse
 } // namespace few
 
 #define FEW(x, X, a, A)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(few::THREADS, 3)                                              \
+    extern "C" __global__ void __launch_bounds__(few::THREADS, 2)                                              \
         fused_few_##x##_##a(const __grid_constant__ FewParams p) {                                             \
         few::fused<few::Plain<X>, X, A>(p);                                                                    \
     }
