@@ -102,6 +102,7 @@ fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result
             Op::Base => subject.base(inputs, &mut y),
             Op::Delta => subject.delta(inputs, &mut y),
             Op::Fused => subject.fused(inputs, &mut y),
+            Op::Grouped => subject.grouped(inputs, &mut y),
             _ => subject.layer(inputs, &mut y),
         }
         .map_err(text)?;

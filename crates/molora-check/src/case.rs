@@ -3,7 +3,7 @@
 use crate::routing::Routing;
 use molora::element::ElementType;
 use molora::ops::fused::{Form, cost};
-use molora::ops::{Output, route::Weighting};
+use molora::ops::{Output, grouped, route::Weighting};
 
 /// What is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,11 +24,13 @@ pub enum Op {
     Layer,
     /// Base product and experts in one demanded form.
     Fused,
+    /// The product whose base is a set of experts, with adapters on them.
+    Grouped,
 }
 
 impl Op {
     /// In the order in which data flows.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Route,
         Self::Plan,
         Self::Shrink,
@@ -37,6 +39,7 @@ impl Op {
         Self::Delta,
         Self::Layer,
         Self::Fused,
+        Self::Grouped,
     ];
 
     /// The name in case strings.
@@ -50,6 +53,7 @@ impl Op {
             Self::Delta => "delta",
             Self::Layer => "layer",
             Self::Fused => "fused",
+            Self::Grouped => "grouped",
         }
     }
 
@@ -59,17 +63,22 @@ impl Op {
             Self::Route => (false, true),
             Self::Plan => (false, true),
             Self::Base => (false, false),
-            Self::Shrink | Self::Expand | Self::Delta | Self::Layer | Self::Fused => (true, true),
+            Self::Shrink | Self::Expand | Self::Delta | Self::Layer | Self::Fused | Self::Grouped => {
+                (true, true)
+            }
         };
         Uses {
             adapters,
             routing,
             in_features: !matches!(self, Self::Plan | Self::Expand),
-            out_features: matches!(self, Self::Expand | Self::Base | Self::Delta | Self::Layer | Self::Fused),
+            out_features: matches!(
+                self,
+                Self::Expand | Self::Base | Self::Delta | Self::Layer | Self::Fused | Self::Grouped
+            ),
         }
     }
 
-    /// Whether y begins as a base product, so that each token's row is written whether it has experts or not.
+    /// Whether y begins as one base product for all tokens, so that each one's row is written whether it has experts or not.
     pub(crate) const fn has_base(self) -> bool {
         matches!(self, Self::Base | Self::Layer | Self::Fused)
     }
@@ -81,6 +90,17 @@ pub(crate) struct Uses {
     pub routing: bool,
     pub in_features: bool,
     pub out_features: bool,
+}
+
+/// The base experts of [`Op::Grouped`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// How many.
+    pub experts: usize,
+    /// What becomes of a route's row.
+    pub rows: grouped::Rows,
+    /// x has a row for every route, not for every token.
+    pub x_per_route: bool,
 }
 
 /// One problem. Its text (`Display`, `FromStr`) names it in test failures, bench ids and results.
@@ -96,7 +116,7 @@ pub struct Case {
     pub tokens: usize,
     /// Routes per token.
     pub top_k: usize,
-    /// Slots of the pool, all filled.
+    /// Slots of the pool, all filled; grouped: adapters, each with a LoRA for every base expert.
     pub experts: usize,
     /// Ranks of the experts, repeated over them; of an expert's slices they follow each other.
     pub ranks: Vec<usize>,
@@ -106,6 +126,8 @@ pub struct Case {
     pub out_features: usize,
     /// Who goes where; for `route`, which scores tie.
     pub routing: Routing,
+    /// Grouped: the base experts.
+    pub group: Group,
     /// What the experts' products become.
     pub output: Output,
     /// Layer and fused: the form; `None` leaves it to the cost model.
@@ -138,6 +160,7 @@ impl Case {
             in_features: if op.uses().in_features { 64 } else { 8 },
             out_features: if op.uses().out_features { 64 } else { 8 },
             routing: Routing::Uniform,
+            group: Group { experts: 4, rows: grouped::Rows::Plain, x_per_route: false },
             output: Output::Sum,
             form: matches!(op, Op::Fused).then_some(Form::Sparse),
             slices: 1,
@@ -155,23 +178,39 @@ impl Case {
         self
     }
 
+    /// Slots of the pool: of grouped a * g + e for adapter a and base expert e of g.
+    pub fn slots(&self) -> usize {
+        if self.op == Op::Grouped { self.experts * self.group.experts } else { self.experts }
+    }
+
+    /// Slices of the pool's output: gate and up of a gated product.
+    pub fn slices(&self) -> usize {
+        match (self.op, self.group.rows) {
+            (Op::Grouped, grouped::Rows::Gated) => 2,
+            _ => self.slices,
+        }
+    }
+
     /// Rank of one expert, its slices together.
     pub fn rank(&self, expert: usize) -> usize {
-        (0..self.slices).map(|slice| self.part_rank(expert, slice)).sum()
+        (0..self.slices()).map(|slice| self.part_rank(expert, slice)).sum()
     }
 
     /// Rank of one slice of an expert; 0 where the expert leaves the slice alone, as some do where there are several.
     pub fn part_rank(&self, expert: usize, slice: usize) -> usize {
         // Ranks within a token are equal for RankSum, in every slice.
-        let alone = self.slices > 1 && self.output != Output::RankSum;
-        if alone && expert % (self.slices + 1) == slice + 1 {
+        let alone = self.slices() > 1 && self.output != Output::RankSum;
+        if alone && expert % (self.slices() + 1) == slice + 1 {
             return 0;
         }
         self.ranks[(expert + slice) % self.ranks.len()]
     }
 
-    /// Columns of every slice: each wider than the one before it, none at a tile's edge by design.
+    /// Columns of every slice: each wider than the one before it, wherever tiles end; gate and up are equals.
     pub fn slice_widths(&self) -> Vec<usize> {
+        if self.op == Op::Grouped {
+            return vec![self.out_features / self.slices(); self.slices()];
+        }
         let end = |s: usize| self.out_features * s * (s + 1) / (self.slices * (self.slices + 1));
         (0..self.slices).map(|s| end(s + 1) - end(s)).collect()
     }
@@ -197,7 +236,7 @@ impl Case {
 
     /// Largest rank of any expert.
     pub fn max_rank(&self) -> usize {
-        (0..self.experts).map(|e| self.rank(e)).max().unwrap_or(0)
+        (0..self.slots()).map(|e| self.rank(e)).max().unwrap_or(0)
     }
 
     /// Elements from one row of x or y to the next: rows of 16-bit elements begin at even places, since WGSL reads

@@ -4,6 +4,7 @@
 //! element is the judge's business. The sums of the terms' magnitudes are the same definitions on magnitudes.
 
 use crate::case::{Case, Op};
+use crate::grouped;
 use crate::inputs::Inputs;
 use crate::judge::Expected;
 use crate::subject::Subject;
@@ -31,18 +32,18 @@ impl Roundings {
 
 /// What the definitions multiply: the inputs, or their magnitudes.
 #[derive(Clone)]
-struct Numbers {
-    x: Vec<f32>,
+pub(crate) struct Numbers {
+    pub x: Vec<f32>,
     experts: Vec<(Vec<f32>, Vec<f32>)>,
-    topk_weights: Vec<f32>,
+    pub topk_weights: Vec<f32>,
     h: Vec<f32>,
-    weight: Vec<f32>,
+    pub weight: Vec<f32>,
     bias: Option<Vec<f32>>,
     y: Vec<f32>,
 }
 
 impl Numbers {
-    fn new(inputs: &Inputs, each: fn(f32) -> f32) -> Self {
+    pub fn new(inputs: &Inputs, each: fn(f32) -> f32) -> Self {
         let all = |v: &[f32]| v.iter().copied().map(each).collect::<Vec<f32>>();
         Self {
             x: all(&inputs.x.dense()),
@@ -55,7 +56,7 @@ impl Numbers {
         }
     }
 
-    fn experts<'a>(&'a self, inputs: &Inputs) -> Vec<Expert<'a, f32>> {
+    pub fn experts<'a>(&'a self, inputs: &Inputs) -> Vec<Expert<'a, f32>> {
         let mut experts = Vec::with_capacity(self.experts.len());
         for ((lora_a, lora_b), e) in self.experts.iter().zip(&inputs.experts) {
             experts.push(Expert { rank: e.rank, scaling: e.scaling, lora_a, lora_b });
@@ -147,7 +148,7 @@ impl Numbers {
                 self.expand(inputs, &self.shrink(inputs)?, true, &mut y)?;
                 Ok(y)
             }
-            Op::Route | Op::Plan => unreachable!("their outputs are not rows of elements"),
+            Op::Route | Op::Plan | Op::Grouped => unreachable!("their outputs are not rows of elements"),
         }
     }
 }
@@ -155,6 +156,9 @@ impl Numbers {
 /// What must come out of any operation whose output is rows of elements, on a device that makes these roundings.
 pub fn rows(inputs: &Inputs, roundings: Roundings) -> Result<Expected> {
     let case = &inputs.case;
+    if case.op == Op::Grouped {
+        return grouped::expected(inputs, roundings);
+    }
     let (rows, width) = match case.op {
         Op::Shrink => (case.output.h_rows(case.tokens, case.top_k), case.max_rank()),
         Op::Base => (case.tokens, case.out_features),
@@ -191,7 +195,7 @@ pub fn rows(inputs: &Inputs, roundings: Roundings) -> Result<Expected> {
 
 /// Each slice's experts.
 fn slices<'a>(experts: Vec<Expert<'a, f32>>, case: &Case) -> Vec<Vec<Expert<'a, f32>>> {
-    (0..case.slices).map(|slice| experts[slice * case.experts..][..case.experts].to_vec()).collect()
+    (0..case.slices).map(|slice| experts[slice * case.slots()..][..case.slots()].to_vec()).collect()
 }
 
 /// Whether no route ends in this row of y, which adding then leaves alone.
@@ -224,6 +228,7 @@ fn run_definition(inputs: &Inputs, numbers: &Numbers, x: &[f32]) -> Result<()> {
             route::definition(&sizes, &inputs.router, x, &mut ids, &mut weights)
         }
         Op::Plan => plan::definition(&inputs.plan_sizes(), &inputs.topk_ids, 0).map(drop),
+        Op::Grouped => grouped::rows(inputs, numbers, inputs.case.group.rows).map(drop),
         _ => numbers.output(inputs).map(drop),
     }
 }

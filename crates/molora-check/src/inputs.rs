@@ -2,6 +2,7 @@
 //! definition or any device sees them.
 
 use crate::case::{Case, Op};
+use crate::grouped;
 use crate::guarded::{Guarded, Tensor};
 use crate::rng::Rng;
 use crate::routing::Routing;
@@ -31,17 +32,19 @@ pub struct ExpertValues {
 pub struct Inputs {
     /// The problem.
     pub case: Case,
-    /// `[tokens, in_features]`.
+    /// `[tokens, in_features]`; grouped: a row for every route where the case says so.
     pub x: Tensor,
-    /// `[tokens, top_k]`.
+    /// `[tokens, top_k]`; grouped: base experts.
     pub topk_ids: Vec<i32>,
+    /// Grouped, `[tokens, top_k]`: slots of the pool, -1 where a route has no adapter.
+    pub lora_ids: Vec<i32>,
     /// `[tokens, top_k]`.
     pub topk_weights: Vec<f32>,
     /// All slots of the pool: `[slices, experts]`.
     pub experts: Vec<ExpertValues>,
     /// Input of expand; NaN where no route or no rank is.
     pub h: Guarded<f32>,
-    /// `[out_features, in_features]`.
+    /// `[out_features, in_features]`; grouped: base expert after base expert.
     pub weight: Tensor,
     /// `[1, out_features]`.
     pub bias: Option<Tensor>,
@@ -59,9 +62,11 @@ impl Inputs {
         let mut values = rng("x");
         let columns = if uses.in_features { case.in_features } else { 0 };
         let integers = case.op == Op::Route && case.routing == Routing::Ties;
-        let x = Tensor::input(case.x, (case.tokens, columns, case.stride(columns)), |_, _| match integers {
-            true => values.below(4) as f32 - 1.0,
-            false => values.value(1.0),
+        let x = Tensor::input(case.x, (grouped::x_rows(case), columns, case.stride(columns)), |_, _| {
+            match integers {
+                true => values.below(4) as f32 - 1.0,
+                false => values.value(1.0),
+            }
         });
         let topk_ids = match case.op {
             Op::Route | Op::Base => Vec::new(),
@@ -73,8 +78,16 @@ impl Inputs {
             true => experts(case, &mut rng("experts")),
             false => Vec::new(),
         };
+        let lora_ids = match case.op {
+            Op::Grouped => grouped::lora_ids(case, &topk_ids, &mut rng("adapters")),
+            _ => Vec::new(),
+        };
         let frozen = case.op.has_base();
-        let (rows, columns) = if frozen { (case.out_features, case.in_features) } else { (0, 0) };
+        let (rows, columns) = match case.op {
+            Op::Grouped => (case.group.experts * case.out_features, case.in_features),
+            _ if frozen => (case.out_features, case.in_features),
+            _ => (0, 0),
+        };
         let (mut values, scale) = (rng("weight"), 1.0 / (columns.max(1) as f32).sqrt());
         let weight = Tensor::input(case.x, (rows, columns, columns), |_, _| values.value(scale));
         let mut values = rng("bias");
@@ -82,13 +95,14 @@ impl Inputs {
             Tensor::input(case.x, (1, case.out_features, case.out_features), |_, _| values.value(1.0))
         });
         let y = match (uses.out_features, case.output.y_rows(case.tokens, case.top_k)) {
+            (true, _) if case.op == Op::Grouped => grouped::start_of_y(case),
             (true, rows) if case.op != Op::Base => start_of_y(case, rows, &mut rng("y")),
             (true, _) => start_of_y(case, case.tokens, &mut rng("y")),
             (false, _) => start_of_y(case, 0, &mut rng("y")),
         };
         let h = h(case, &topk_ids, &mut rng("h"));
         let router = router(case, &mut rng("router"));
-        Self { case: case.clone(), x, topk_ids, topk_weights, experts, h, weight, bias, router, y }
+        Self { case: case.clone(), x, topk_ids, lora_ids, topk_weights, experts, h, weight, bias, router, y }
     }
 
     /// Elements from one row of h to the next.
@@ -104,8 +118,8 @@ impl Inputs {
 
     /// The sizes of the case's plan.
     pub fn plan_sizes(&self) -> plan::Sizes {
-        let Case { tokens, top_k, experts, .. } = self.case;
-        plan::Sizes { tokens, top_k, experts }
+        let Case { tokens, top_k, .. } = self.case;
+        plan::Sizes { tokens, top_k, experts: self.case.slots() }
     }
 
     /// The sizes of the case's shrink.
@@ -154,7 +168,7 @@ impl Inputs {
     pub fn loras(&self, expert: usize) -> Result<Vec<Option<Lora>>> {
         let widths = self.case.slice_widths();
         let part = |(slice, &width): (usize, &usize)| {
-            let values = &self.experts[slice * self.case.experts + expert];
+            let values = &self.experts[slice * self.case.slots() + expert];
             (values.rank > 0).then(|| self.lora(values, width)).transpose()
         };
         widths.iter().enumerate().map(part).collect()
@@ -178,7 +192,13 @@ impl Inputs {
 }
 
 fn topk_ids(case: &Case, rng: &mut Rng) -> Vec<i32> {
-    let mut ids = case.routing.ids(case.tokens, case.top_k, case.experts, rng);
+    let grouped = case.op == Op::Grouped;
+    let mut ids = case.routing.ids(
+        case.tokens,
+        case.top_k,
+        if grouped { case.group.experts } else { case.experts },
+        rng,
+    );
     if case.output == Output::RankSum {
         // One rank within a token: every token keeps to the experts of one place in the pattern.
         let pattern = case.ranks.len();
@@ -201,9 +221,9 @@ fn experts(case: &Case, rng: &mut Rng) -> Vec<ExpertValues> {
         let scale = 1.0 / (features as f32).sqrt();
         (0..count).map(|_| round(rng.value(scale))).collect()
     };
-    let mut experts = Vec::with_capacity(case.slices * case.experts);
+    let mut experts = Vec::with_capacity(case.slices() * case.slots());
     for (slice, width) in case.slice_widths().into_iter().enumerate() {
-        for e in 0..case.experts {
+        for e in 0..case.slots() {
             let rank = case.part_rank(e, slice);
             let lora_a = values(rank * case.in_features, case.in_features);
             let lora_b = values(rank * width, rank.max(1));

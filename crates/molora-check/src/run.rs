@@ -63,6 +63,7 @@ fn run(subject: &dyn Subject, inputs: &Inputs) -> Result<Verdict, String> {
         Op::Delta => subject.delta(inputs, &mut y),
         Op::Layer => subject.layer(inputs, &mut y),
         Op::Fused => subject.fused(inputs, &mut y),
+        Op::Grouped => subject.grouped(inputs, &mut y),
     }
     .map_err(text)?;
     compare(&expect::rows(inputs, Roundings::of(subject, case)).map_err(text)?, &inputs.y, &y)

@@ -5,6 +5,7 @@
 //! pairs and add random cases.
 
 mod fused;
+mod grouped;
 
 use crate::case::{Case, Op};
 use crate::rng::Rng;
@@ -40,6 +41,7 @@ pub fn cases(op: Op, extent: Extent) -> Vec<Case> {
         Op::Delta => table.delta(),
         Op::Layer => table.layer(),
         Op::Fused => table.fused(),
+        Op::Grouped => table.grouped(),
     }
     if extent == Extent::Long {
         table.long();
@@ -268,7 +270,8 @@ fn random(op: Op, rng: &mut Rng, seed: u64, (x, adapters): (ElementType, Element
     }
     if uses.adapters {
         case.ranks = (0..1 + rng.below(5)).map(|_| 1 + rng.below(40)).collect();
-        case.output = if op.has_base() { Output::Sum } else { Output::ALL[rng.below(3)] };
+        case.output =
+            if op.has_base() || op == Op::Grouped { Output::Sum } else { Output::ALL[rng.below(3)] };
         case.accumulate = op == Op::Delta || op == Op::Expand && rng.below(2) == 1;
     }
     if op == Op::Route || op.has_base() {
@@ -276,6 +279,9 @@ fn random(op: Op, rng: &mut Rng, seed: u64, (x, adapters): (ElementType, Element
     }
     if op == Op::Fused {
         fused::random(&mut case, rng);
+    }
+    if op == Op::Grouped {
+        grouped::random(&mut case, rng);
     }
     if op == Op::Route {
         case.weighting = Weighting::ALL[rng.below(3)];
@@ -293,7 +299,7 @@ mod tests {
     fn a_short_case_stays_small() {
         for op in Op::ALL {
             let table = cases(op, Extent::Short);
-            let most = if op == Op::Fused { 600 } else { 250 };
+            let most = if matches!(op, Op::Fused | Op::Grouped) { 600 } else { 250 };
             assert!((20..most).contains(&table.len()), "{}: {} cases", op.name(), table.len());
             for case in table {
                 let flops = work(&Inputs::new(&case)).flops;

@@ -1,7 +1,7 @@
 //! A CUDA device as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer, refused_form};
+use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -111,7 +111,7 @@ fn filled_pool(cuda: &Cuda, inputs: &Inputs) -> Result<Pool> {
         let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
     }
-    let experts = if case.op.uses().adapters { case.experts } else { 0 };
+    let experts = if case.op.uses().adapters { case.slots() } else { 0 };
     for e in 0..experts {
         let loras = inputs.loras(e)?;
         pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
@@ -168,6 +168,7 @@ impl<'a, X: Element> Ready<'a, X> {
                 let (mut ids, mut weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
                 cuda.route(&inputs.route_sizes(), router, &x, None, &mut ids, &mut weights)
             }
+            Op::Grouped => unreachable!("refused before"),
             Op::Plan => {
                 let ids = self.ids.view(cuda)?;
                 cuda.plan_into(&inputs.plan_sizes(), pool, &ids, None, &mut self.plan)
@@ -399,6 +400,10 @@ impl Subject for CudaSubject {
 
     fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
         self.run_to_y(inputs, y)
+    }
+
+    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
+        Err(no_grouped(self))
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {

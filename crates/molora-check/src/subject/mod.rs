@@ -9,7 +9,7 @@ mod wgpu;
 use crate::Inputs;
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
-use molora::error::Result;
+use molora::error::{Error, Result};
 use molora::ops::fused::Form;
 use std::time::Duration;
 
@@ -95,12 +95,23 @@ pub trait Subject: Send + Sync {
     /// Base product and experts in the case's form.
     fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
+    /// Base experts with their adapters: plans, shrink and the grouped product.
+    fn grouped(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
     /// A case made ready for timing.
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
 }
 
+/// What a device without the grouped product says.
+fn no_grouped(subject: &dyn Subject) -> Error {
+    Error::Device { device: subject.name(), reason: "no grouped product".into() }
+}
+
 /// Why a layer's form is not offered for a case, where it is not.
 fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
+    if case.op == Op::Grouped {
+        return Some("the device has no grouped product".into());
+    }
     let layer = matches!(case.op, Op::Layer | Op::Fused);
     let why = layer.then(|| subject.form(case).err()).flatten()?.to_string();
     // Every form has its reason there; a demanded one's own is enough.

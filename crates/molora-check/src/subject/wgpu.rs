@@ -1,7 +1,7 @@
 //! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer, refused_form};
+use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -74,7 +74,7 @@ fn filled_pool(wgpu: &Wgpu, inputs: &Inputs) -> Result<Pool> {
         let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
     }
-    let experts = if case.op.uses().adapters { case.experts } else { 0 };
+    let experts = if case.op.uses().adapters { case.slots() } else { 0 };
     for e in 0..experts {
         let loras = inputs.loras(e)?;
         pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
@@ -158,6 +158,7 @@ impl<'a> Ready<'a> {
                 let router = self.router.as_ref().expect("made for this operation");
                 wgpu.route(encoder, &inputs.route_sizes(), router, x, ids, weights)
             }
+            Op::Grouped => unreachable!("refused before"),
             Op::Plan => wgpu.plan_into(encoder, &inputs.plan_sizes(), pool, ids, &mut self.plan),
             Op::Shrink => wgpu.shrink(encoder, &inputs.shrink_sizes(), &self.plan, pool, x, weights, h),
             Op::Expand => wgpu.expand(encoder, &inputs.expand_sizes(), &self.plan, pool, h, weights, y),
@@ -299,6 +300,10 @@ impl Subject for WgpuSubject {
 
     fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
         self.run_to_y(inputs, y)
+    }
+
+    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
+        Err(no_grouped(self))
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
