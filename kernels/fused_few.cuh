@@ -41,8 +41,8 @@ struct Shared {
     };
     float sums[TOKENS][ROWS];
     Route routes[FEW_ROUTES];
-    u32 tokens[TOKENS]; // whose x the rows are multiplied with
-    u32 ticket, count;  // of tokens
+    u32 tokens[TOKENS]; // whose x the rows are multiplied with: `count`, the last one again behind them
+    u32 count;
 };
 
 // Rows of a matrix times tokens: of the weight, or of A. Rows behind the last repeat it.
@@ -56,7 +56,7 @@ template <class W> struct Matrix {
 template <class X, u32 NT> __device__ __forceinline__ void multiply_tiles(const FewParams& p, Shared& s, const Matrix<X>& w) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     slabs::Products<X, 1, NT> products;
-    auto x_row = [&](u32 i) { return (const X*)p.x + (size_t)s.tokens[min(i, s.count - 1)] * p.x_stride; };
+    auto x_row = [&](u32 i) { return (const X*)p.x + (size_t)s.tokens[i] * p.x_stride; };
     products.begin([&](u32 i) { return w.row(i); }, x_row, warp, lane);
     products.add_all(p.in_features, warp, lane);
 #pragma unroll
@@ -92,7 +92,9 @@ template <class W, class X>
 __device__ __forceinline__ void dot_tokens(const FewParams& p, const Shared& s, const W* w, bool vector, float (&sums)[TOKENS]) {
     constexpr u32 N = sizeof(W) == 4 && sizeof(X) == 4 ? 4 : 8;
     u32 k = p.in_features, count = s.count, lane = threadIdx.x % 32, i = vector ? N * lane : k;
-    auto x_row = [&](u32 m) { return (const X*)p.x + (size_t)s.tokens[min(m, count - 1)] * p.x_stride; };
+    // Looked up again in each round: sixteen addresses would take 32 registers.
+    const volatile u32* tokens = s.tokens;
+    auto x_row = [&](u32 m) { return (const X*)p.x + (size_t)tokens[m] * p.x_stride; };
     Raw<W, N> next = {};
     if (i + N <= k) next = load<N>(w + i);
 #pragma unroll 1
@@ -166,7 +168,9 @@ __device__ __forceinline__ bool find_tokens(const FewParams& p, Shared& s, u32 n
         bool names = false;
         for (u32 i = 0; threadIdx.x < live && i < p.top_k; i++) names |= p.topk_ids[threadIdx.x * p.top_k + i] == id;
         u32 all = __ballot_sync(ALL_LANES, names);
-        if (names) s.tokens[__popc(all & ~(ALL_LANES << threadIdx.x))] = threadIdx.x;
+        u32 rest = all;
+        for (u32 i = 0; i < threadIdx.x && (rest & rest - 1) != 0; i++) rest &= rest - 1;
+        if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = __ffs(rest) - 1;
         if (threadIdx.x == 0) s.count = __popc(all);
     }
     __syncthreads();
@@ -327,7 +331,7 @@ __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, 
     u32 slice = 0, first = 0, end = p.slice_ends[0], t = threadIdx.x / ROWS, c = threadIdx.x % ROWS;
     while (o0 >= end) first = end, end = p.slice_ends[++slice];
     if (p.shrink_jobs > 0) list_routes<B>(p, s, slice, o0, first, live);
-    if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = threadIdx.x;
+    if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = min(threadIdx.x, live - 1);
     if (threadIdx.x == 0) s.count = live;
     __syncthreads();
     Matrix<X> w{(const X*)p.weight + (size_t)o0 * p.in_features, p.in_features, p.out_features - o0};
@@ -358,10 +362,10 @@ __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, 
 
 template <class Multiply, class X, class A> __device__ __forceinline__ void fused(const FewParams& p) {
     __shared__ Shared s;
+    __shared__ u32 ticket; // not beside what is written later: one load would take both
     u32 live = live_tokens(p.live_tokens, p.tokens);
-    if (threadIdx.x == 0) s.ticket = atomicAdd(p.counters + TICKET, 1);
+    if (threadIdx.x == 0) ticket = atomicAdd(p.counters + TICKET, 1);
     __syncthreads();
-    u32 ticket = s.ticket;
     if (ticket < p.shrink_jobs) {
         shrink_job<Multiply, A>(p, s, ticket, live);
         publish(p);
