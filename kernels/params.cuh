@@ -95,3 +95,26 @@ struct BaseParams {
     u32 y_stride, column_blocks, x_vector, w_vector;
     u32 y_vector, unused[3];
 };
+
+constexpr u32 FEW_ROUTES = 256; // most routes of fused_few
+
+struct FewParams {
+    const Slot* slots;         // [experts], then, where packed, [slices][experts]: each slice's part of a slot
+    u32* status;
+    u32* counters;             // zeros before and after every launch
+    const u32* live_tokens;    // one word, or null
+    const int* topk_ids;       // [tokens][top_k]
+    const float* topk_weights; // [tokens][top_k]
+    const void* x;             // [tokens][x_stride]
+    const void* weight;        // [out_features][in_features]
+    const void* bias;          // [out_features] or null
+    const void* a;             // [rank_capacity][a_stride], zeros behind in_features
+    const void* b;             // B transposed: [rank_capacity][b_stride]
+    float* h;                  // [tokens * top_k][h_stride]
+    void* y;                   // [tokens][y_stride]
+    u32 tokens, top_k, experts, max_rank;
+    u32 in_features, out_features, x_stride, y_stride;
+    u32 a_stride, b_stride, h_stride, rank_blocks; // blocks that share the ranks of a route
+    u32 shrink_jobs, x_vector, w_vector, slices;
+    u32 slice_ends[4]; // the column behind each slice
+};

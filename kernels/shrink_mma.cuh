@@ -13,11 +13,12 @@
 // 4. Which warp takes a slab depends on in_features alone: a route's bits do not depend on the rest of its batch.
 #pragma once
 
-#include "mma.cuh"
+#include "slabs.cuh"
 
 namespace shrink_mma {
 
-constexpr u32 THREADS = 256, WARPS = 8, RANKS = 32, SLAB = 32;
+using slabs::WARPS;
+constexpr u32 THREADS = 256, RANKS = 32;
 
 struct Shared {
     float4 parts[WARPS][8 * 32]; // [warp][product][lane]
@@ -48,113 +49,13 @@ __device__ __forceinline__ void find_tile(const ShrinkParams& p, Shared& s, u32 
     if (lane == 0) s.ranks = ranks;
 }
 
-// Up to eight elements before a row's end, zeros behind it: x there may be anything, or nothing.
-template <class X> __device__ __forceinline__ Raw<X, 8> load_end(const X* from, u32 rest) {
-    size_t pairs[2] = {};
-#pragma unroll 1
-    for (u32 i = 0; i < min(rest, 8u); i++) {
-        size_t bits = (size_t)load_one(from + i).bits << 16 * (i % 4);
-        (i < 4 ? pairs[0] : pairs[1]) |= bits;
-    }
-    return Raw<X, 8>{{(u32)pairs[0], (u32)(pairs[0] >> 32), (u32)pairs[1], (u32)(pairs[1] >> 32)}};
-}
-
-// MT x NT products of 16 ranks and 8 routes.
-template <class X, u32 MT, u32 NT> struct Products {
-    const X* a[MT][2]; // the lane's rows
-    const X* x[NT];
-    Product sums[MT][NT];
-
-    struct Slab {
-        Raw<X, 8> a[MT][2], x[NT];
-    };
-
-    __device__ __forceinline__ void begin(const ShrinkParams& p, const Shared& s, u32 first, u32 at, u32 lane) {
-#pragma unroll
-        for (u32 m = 0; m < 2 * MT; m++) {
-            u32 rank = min(8 * m + lane / 4, s.ranks - 1);
-            a[m / 2][m % 2] = (const X*)p.a + (size_t)(s.row + rank) * p.a_stride + at;
-        }
-#pragma unroll
-        for (u32 n = 0; n < NT; n++) {
-            x[n] = (const X*)p.x + (size_t)s.x_rows[min(first + 8 * n + lane / 4, s.count - 1)] * 8 + at;
-        }
-#pragma unroll
-        for (u32 i = 0; i < MT * NT; i++) sums[i / NT][i % NT] = Product{};
-    }
-
-    __device__ __forceinline__ Slab load_slab(u32 at) const {
-        Slab slab;
-#pragma unroll
-        for (u32 m = 0; m < 2 * MT; m++) slab.a[m / 2][m % 2] = load<8>(a[m / 2][m % 2] + at);
-#pragma unroll
-        for (u32 n = 0; n < NT; n++) slab.x[n] = load<8>(x[n] + at);
-        return slab;
-    }
-
-    // The last slab where in_features ends in it, `rest` elements from here: A is padded with zeros to whole loads.
-    __device__ __forceinline__ Slab load_tail(u32 rest) const {
-        Slab slab;
-#pragma unroll
-        for (u32 m = 0; m < 2 * MT; m++) slab.a[m / 2][m % 2] = rest > 0 ? load<8>(a[m / 2][m % 2]) : Raw<X, 8>{};
-#pragma unroll
-        for (u32 n = 0; n < NT; n++) slab.x[n] = load_end(x[n], rest);
-        return slab;
-    }
-
-    __device__ __forceinline__ void advance(u32 by) {
-#pragma unroll
-        for (u32 m = 0; m < 2 * MT; m++) a[m / 2][m % 2] += by;
-#pragma unroll
-        for (u32 n = 0; n < NT; n++) x[n] += by;
-    }
-
-    __device__ __forceinline__ void add(const Slab& slab) {
-#pragma unroll
-        for (u32 half = 0; half < 4; half += 2) {
-#pragma unroll
-            for (u32 m = 0; m < MT; m++) {
-                const u32(&low)[4] = slab.a[m][0].words;
-                const u32(&high)[4] = slab.a[m][1].words;
-                Left left{{low[half], high[half], low[half + 1], high[half + 1]}};
-#pragma unroll
-                for (u32 n = 0; n < NT; n++) {
-                    multiply<X>(sums[m][n], left, Right{{slab.x[n].words[half], slab.x[n].words[half + 1]}});
-                }
-            }
-        }
-    }
-
-    // Whole slabs from s on, MANY in flight at once, TIMES of these for each move of the pointers.
-    template <u32 MANY, u32 TIMES> __device__ __forceinline__ void add_slabs(u32& s, u32 slabs) {
-#pragma unroll 1
-        for (; s + WARPS * (MANY * TIMES - 1) < slabs; s += WARPS * MANY * TIMES) {
-#pragma unroll
-            for (u32 j = 0; j < TIMES; j++) {
-                Slab slab[MANY];
-#pragma unroll
-                for (u32 i = 0; i < MANY; i++) slab[i] = load_slab(WARPS * SLAB * (MANY * j + i));
-#pragma unroll
-                for (u32 i = 0; i < MANY; i++) add(slab[i]);
-            }
-            advance(WARPS * SLAB * MANY * TIMES);
-        }
-        if constexpr (MANY * TIMES > 1) add_slabs<TIMES == 1 ? MANY / 2 : MANY, 1>(s, slabs);
-    }
-
-    __device__ __forceinline__ void add_all(u32 k, u32 warp, u32 lane) {
-        constexpr u32 REGISTERS = 8 * MT + 4 * NT, MANY = REGISTERS <= 16 ? 4 : REGISTERS <= 32 ? 2 : 1;
-        u32 slabs = k / SLAB, s = warp, rest = k % SLAB, own = 8 * (lane % 4);
-        add_slabs<MANY, NT == 1 ? 2 : 1>(s, slabs);
-        if (s == slabs && rest != 0) add(load_tail(own < rest ? rest - own : 0));
-    }
-};
-
 // A warp's share of the products of MT x 16 ranks and the tile's routes first .. first + 8 NT.
 template <class X, u32 MT, u32 NT> __device__ __forceinline__ void take(const ShrinkParams& p, Shared& s, u32 first) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Products<X, MT, NT> products;
-    products.begin(p, s, first, SLAB * warp + 8 * (lane % 4), lane);
+    slabs::Products<X, MT, NT> products;
+    auto a_row = [&](u32 i) { return (const X*)p.a + (size_t)(s.row + min(i, s.ranks - 1)) * p.a_stride; };
+    auto x_row = [&](u32 i) { return (const X*)p.x + (size_t)s.x_rows[min(first + i, s.count - 1)] * 8; };
+    products.begin(a_row, x_row, warp, lane);
     products.add_all(p.in_features, warp, lane);
 #pragma unroll
     for (u32 i = 0; i < MT * NT; i++) {

@@ -275,7 +275,7 @@ impl MoeLora<Cpu> {
 
     /// f32 elements of workspace for calls of at most `tokens` tokens.
     pub fn workspace_len(&self, tokens: usize) -> usize {
-        let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
+        let (slots, limits) = (self.pool.slots(), self.limits(&self.ask::<f32>(tokens)));
         self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens)
     }
 
@@ -335,7 +335,14 @@ impl MoeLora<Cpu> {
     /// The form of a call over `tokens` tokens, and why.
     pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
         let problem = self.ask::<X>(tokens);
-        cost::choose(&problem, &self.device.fused_limits(&problem), self.form)
+        cost::choose(&problem, &self.limits(&problem), self.form)
+    }
+
+    /// The device's limits. The dense form is taken only where it is demanded: its sums have an order of their own, and on
+    /// the CPU a token's bits depend on neither its batch nor the form that its size would choose.
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        let limits = self.device.fused_limits(problem);
+        if self.form == Some(Form::Dense) { limits } else { cost::Limits { dense_rows: 0, ..limits } }
     }
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {

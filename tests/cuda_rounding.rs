@@ -4,7 +4,8 @@
 
 use half::{bf16, f16};
 use molora::element::ElementType;
-use molora_check::{Extent, Inputs, Op, cases, expect, judge, subjects};
+use molora_check::expect::{self, Roundings};
+use molora_check::{Extent, Inputs, Op, cases, judge, subjects};
 
 /// As f16 with a range without end: what the kernel's powers of two give.
 fn rounded(value: f32, element: ElementType) -> f32 {
@@ -29,10 +30,11 @@ fn h_is_rounded_once() {
         let mut y = inputs.y.clone();
         cuda.expand(&inputs, &mut y).unwrap_or_else(|e| panic!("{case}: {e}"));
         inputs.h.all.iter_mut().for_each(|h| *h = rounded(*h, case.x));
-        let expected = expect::rows(&inputs, 0.0).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let expected = expect::rows(&inputs, Roundings::default()).unwrap_or_else(|e| panic!("{case}: {e}"));
         if let Err(why) = judge::compare(&expected, &inputs.y, &y) {
             // Few rows do not go through tensor cores: nothing is rounded there.
-            let plain = expect::rows(&Inputs::new(&case), 0.0).unwrap_or_else(|e| panic!("{case}: {e}"));
+            let plain = expect::rows(&Inputs::new(&case), Roundings::default())
+                .unwrap_or_else(|e| panic!("{case}: {e}"));
             judge::compare(&plain, &inputs.y, &y).unwrap_or_else(|other| panic!("{case}: {why}; {other}"));
         } else {
             judged += 1;

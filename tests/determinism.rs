@@ -1,7 +1,8 @@
-//! The same inputs give the same bits, run after run; and on the CPU a token's bits never depend on its batch.
+//! The same inputs give the same bits, run after run; and within one form a token's bits never depend on its batch.
 
 use molora::element::ElementType;
 use molora::ops::Output;
+use molora::ops::fused::Form;
 use molora_check::guarded::Guarded;
 use molora_check::subject::CpuSubject;
 use molora_check::{Case, Inputs, Op, Routing, Subject, subjects};
@@ -33,6 +34,8 @@ fn bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
         Op::Base => subject.base(inputs, &mut y),
         Op::Delta => subject.delta(inputs, &mut y),
         Op::Layer => subject.layer(inputs, &mut y),
+        Op::Fused => subject.fused(inputs, &mut y),
+        Op::Grouped => subject.grouped(inputs, &mut y),
         Op::Route => return route_bits(subject, inputs),
         Op::Plan => {
             let plan = subject.plan(inputs).unwrap();
@@ -70,7 +73,8 @@ fn two_runs_give_the_same_bits() {
 
 #[test]
 fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
-    let cpu = CpuSubject::new().unwrap();
+    let cpu = CpuSubject::new().unwrap().batch_invariant();
+    let cpu = cpu.as_ref();
     for op in [Op::Shrink, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
         for element in ElementType::ALL {
             for output in
@@ -78,11 +82,11 @@ fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
             {
                 let case = case(op, element, output);
                 let all = Inputs::new(&case);
-                let whole = bits(&cpu, &all);
+                let whole = bits(cpu, &all);
                 let row = whole.len() / case.tokens;
                 for batch in [1, 2, 7, 33] {
                     for first in (0..case.tokens - batch).step_by(batch * 3) {
-                        let got = bits(&cpu, &all.part(first, batch));
+                        let got = bits(cpu, &all.part(first, batch));
                         let want = &whole[first * row..(first + batch) * row];
                         assert!(got == want, "{}: tokens {first} to {}", case.label("cpu"), first + batch);
                     }
@@ -153,6 +157,85 @@ fn a_token_chooses_the_same_alone_and_in_every_batch() {
             let (from, to) = (first * case.top_k, (first + batch) * case.top_k);
             let want = [&whole[from..to], &whole[case.routes() + from..case.routes() + to]].concat();
             assert!(got == want, "tokens {first} to {}", first + batch);
+        }
+    }
+}
+
+/// Cases of every form; a packed one too where the form takes it.
+fn forms() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for form in Form::ALL {
+        for element in ElementType::ALL {
+            let tokens = if form == Form::Few { 16 } else { 100 };
+            // Rows at multiples of 16 bytes, which tensor cores take, and rows that are not.
+            let aligned = Case {
+                in_features: 192,
+                out_features: 136,
+                padding: 0,
+                ..case(Op::Fused, element, Output::Sum)
+            };
+            let odd = Case { in_features: 194, out_features: 131, ..aligned.clone() };
+            for sizes in [aligned, odd] {
+                let one = Case { form: Some(form), tokens, ..sizes };
+                if matches!(form, Form::Sparse | Form::Few) {
+                    cases.push(Case { slices: 3, ..one.clone() });
+                }
+                cases.push(one);
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn every_form_gives_the_same_bits_twice_and_in_every_batch() {
+    for plain in subjects().unwrap() {
+        let invariant = plain.batch_invariant();
+        for case in forms() {
+            // Shrink and the separate launches have forms of their own, which a demanded form of the layer leaves open; the
+            // other two forms are none for every batch, and so are refused where one is asked for.
+            let fixed = matches!(case.form, Some(Form::Sparse | Form::Beside));
+            let subject = if fixed { invariant.as_ref() } else { plain.as_ref() };
+            if subject.unsupported(&case).is_some() {
+                continue;
+            }
+            let inputs = Inputs::new(&case);
+            let whole = bits(subject, &inputs);
+            assert!(whole == bits(subject, &inputs), "{} twice", case.label(subject.kind()));
+            let row = whole.len() / case.tokens;
+            let last = case.tokens - 1;
+            for (first, batch) in [(0, 1), (last, 1), (last / 2, 2), (3, 7), (1, last), (last - 9, 10)] {
+                let got = bits(subject, &inputs.part(first, batch));
+                let want = &whole[first * row..(first + batch) * row];
+                let label = case.label(subject.kind());
+                assert!(got == want, "{label} on {}: tokens {first} to {}", subject.name(), first + batch);
+            }
+        }
+    }
+}
+
+/// The layer as it chooses for itself, asked for one form: every number of tokens up to beyond the largest tile.
+#[test]
+fn one_form_gives_every_number_of_tokens_the_same_bits() {
+    for subject in subjects().unwrap() {
+        let subject = subject.batch_invariant();
+        let sizes = Case {
+            tokens: 130,
+            in_features: 32,
+            out_features: 24,
+            ranks: vec![4, 8],
+            ..Case::new(Op::Layer)
+        };
+        for element in ElementType::ALL {
+            let case = Case { routing: Routing::WithGaps, bias: true, ..sizes.clone().element(element) };
+            let all = Inputs::new(&case);
+            let whole = bits(subject.as_ref(), &all);
+            let every = (1..=18).chain([31, 32, 33, 48, 63, 64, 65, 95, 96, 97, 127, 128, 129]);
+            for tokens in every {
+                let got = bits(subject.as_ref(), &all.part(0, tokens));
+                let label = case.label(subject.kind());
+                assert!(got == whole[..got.len()], "{label} on {}: {tokens} tokens", subject.name());
+            }
         }
     }
 }

@@ -96,7 +96,7 @@ FAULTS = [
     Fault("tail_not_zeroed", UNWRITTEN, "base_mma_f16", "base/f16/t33_i64_o64",
           [("base_mma.cuh", "            copy16(tile + to", "            if (inside) copy16(tile + to")]),
     Fault("routes_behind_the_last", UNWRITTEN, "shrink_mma_f16", "shrink/f16/t33_k2_e8_r16_i64_uniform",
-          [("shrink_mma.cuh", "s.x_rows[min(first + 8 * n + lane / 4, s.count - 1)]", "s.x_rows[first + 8 * n + lane / 4]")]),
+          [("shrink_mma.cuh", "s.x_rows[min(first + i, s.count - 1)]", "s.x_rows[first + i]")]),
     Fault("warp_barrier_missing", RACE, "plan_one", "plan/f32/t60_k2_e8_uniform",
           [("plan.cu", "            else __syncwarp();\n", "")]),
     Fault("warp_barrier_missing_in_rounds", RACE, "expand_mma_f16", "expand/f16/t33_k3_e8_r16_o64_repeated",

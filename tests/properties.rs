@@ -1,6 +1,7 @@
 //! Properties over random sizes and routings. A failing case prints its text: MOLORA_CASE reruns it in its file.
 
 use molora::element::ElementType;
+use molora::ops::fused::Form;
 use molora::ops::route::Weighting;
 use molora::ops::{Output, plan};
 use molora_check::{Case, Op, Outcome, Routing, Subject, check, subjects};
@@ -33,7 +34,7 @@ fn cases(op: Op) -> impl Strategy<Value = Case> {
                 Op::Expand => case.out_features = o,
                 _ => (case.in_features, case.out_features) = (i, o),
             }
-            if matches!(op, Op::Shrink | Op::Expand | Op::Delta | Op::Layer) {
+            if matches!(op, Op::Shrink | Op::Expand | Op::Delta | Op::Layer | Op::Fused) {
                 (case.top_k, case.experts, case.ranks) = (top_k, experts, ranks);
             } else {
                 case.adapters = case.x;
@@ -45,11 +46,31 @@ fn cases(op: Op) -> impl Strategy<Value = Case> {
                 case.output = Output::ALL[output];
             }
             case.accumulate |= flags[0] && op == Op::Expand;
-            case.bias = flags[1] && matches!(op, Op::Route | Op::Base | Op::Layer);
+            case.bias = flags[1] && matches!(op, Op::Route | Op::Base | Op::Layer | Op::Fused);
+            if op == Op::Fused {
+                fused(&mut case, (weighting, output), flags[0]);
+            }
             case.weighting = if op == Op::Route { Weighting::ALL[weighting] } else { case.weighting };
             case
         },
     )
+}
+
+/// A form, and slices or an output that go with it, from numbers that the case has no other use for.
+fn fused(case: &mut Case, (form, slices): (usize, usize), packed: bool) {
+    let form = [Form::Sparse, Form::Dense, Form::Few][form];
+    case.form = Some(form);
+    case.tokens = if form == Form::Few { case.tokens % 17 } else { case.tokens };
+    if form == Form::Dense {
+        // Within the rows that the form takes, nearly always.
+        case.experts = 1 + case.experts % 16;
+        case.top_k = case.top_k.min(case.experts);
+    }
+    if packed && form != Form::Dense && case.out_features >= 10 {
+        case.slices = 2 + slices;
+    } else if packed && form == Form::Sparse {
+        case.output = Output::RankSum;
+    }
 }
 
 /// Runs `many` random cases on the CPU and a tenth of them on every other device.
@@ -93,6 +114,11 @@ fn random_bases() {
 #[test]
 fn random_deltas() {
     all_right(Op::Delta, 200);
+}
+
+#[test]
+fn random_fused() {
+    all_right(Op::Fused, 300);
 }
 
 #[test]

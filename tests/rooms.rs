@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const ROOMS: [&str; 5] = ["route", "plan", "shrink", "expand", "base"];
+const ROOMS: [&str; 7] = ["route", "plan", "shrink", "expand", "base", "fused", "grouped"];
 
 fn exists(path: &str) -> bool {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path).is_file()

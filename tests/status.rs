@@ -152,6 +152,38 @@ fn a_score_that_is_not_finite_selects_nothing() {
 }
 
 #[test]
+fn a_route_that_counts_for_nothing_may_have_an_infinite_h() {
+    for wgpu in devices() {
+        // One kernel for few rows, and, where the batch may not matter, the one for many.
+        for wgpu in [wgpu.clone().batch_invariant(false), wgpu.batch_invariant(true)] {
+            let pool = pool(&wgpu);
+            let plan = planned(&wgpu, &pool, &[0, 1, 2]);
+            let h =
+                wgpu.upload(&[4f32, NOTHING, f32::INFINITY, NOTHING, f32::NEG_INFINITY, f32::NAN]).unwrap();
+            let weights = wgpu.upload(&[1f32, f32::NAN, f32::INFINITY]).unwrap();
+            let y = wgpu.upload(&[1f32; 12]).unwrap();
+            let sizes = expand::Sizes {
+                tokens: 3,
+                top_k: 1,
+                out_features: 4,
+                h_stride: 2,
+                y_stride: 4,
+                output: Output::Sum,
+                accumulate: true,
+            };
+            let (h, weights) = (View::new(&h, 0, 6).unwrap(), View::new(&weights, 0, 3).unwrap());
+            let mut encoder = wgpu.encoder();
+            let y_view = View::<f32>::new(&y, 0, 12).unwrap();
+            wgpu.expand(&mut encoder, &sizes, &plan, &pool, h, weights, y_view).unwrap();
+            wgpu.queue().submit([encoder.finish()]);
+            let y = wgpu.download::<f32>(&y, 12).unwrap();
+            assert_eq!(y, [[5f32; 4], [1.0; 4], [1.0; 4]].concat(), "{}", wgpu.describe());
+            assert_eq!(wgpu.take_status().unwrap(), Status::WEIGHT_NOT_FINITE);
+        }
+    }
+}
+
+#[test]
 fn errors_name_operation_argument_expected_and_got() {
     for wgpu in devices() {
         let pool = pool(&wgpu);

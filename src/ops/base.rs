@@ -8,7 +8,7 @@ use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, NOTHING_BEHIND, check_packed, tile_constants};
 use super::{check_len, check_rows};
-use crate::device::cpu::{Cpu, Weight};
+use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
@@ -89,16 +89,12 @@ impl Cpu {
         x: &[X],
         y: &mut [X],
     ) -> Result<()> {
-        weight.check(OP, sizes.out_features, sizes.in_features)?;
+        weight.check(OP, self, sizes.out_features, sizes.in_features)?;
         sizes.check(weight.len(), bias.map(<[X]>::len), x.len(), y.len())?;
-        let Sizes { tokens, in_features, out_features, x_stride, y_stride } = *sizes;
-        self.dot_rows(
-            (tokens, out_features),
-            |t| &x[t * x_stride..][..in_features],
-            |o| weight.row(o),
-            (y, y_stride),
-            |_, o, sum| X::from_f32(sum + bias.map_or(0.0, |b| b[o].to_f32())),
-        );
+        let Sizes { tokens, in_features, x_stride, y_stride, .. } = *sizes;
+        let x = Tiles::new(self, [tokens], in_features, |t| &x[t * x_stride..][..in_features]);
+        let out = Out { stride: y_stride, bias, y: SharedMut::new(y) };
+        self.products(weight, &x, &out, |_, _| ());
         Ok(())
     }
 }

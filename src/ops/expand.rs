@@ -12,7 +12,7 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, check_packed};
-use crate::device::cpu::{Cpu, Pool};
+use crate::device::cpu::{Cpu, Pool, Terms};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::element::{Element, ElementType};
@@ -168,18 +168,25 @@ impl Cpu {
     ) {
         let rows = sizes.output.y_rows(sizes.tokens, sizes.top_k);
         let shape = (rows, sizes.out_features, sizes.y_stride);
-        self.each_block(y, shape, |terms: &mut Vec<(f32, &[B])>, column, row, part| {
-            terms.clear();
+        type Scratch = (Vec<(f32, u32)>, Vec<f32>);
+        self.each_block(y, shape, |(list, sums): &mut Scratch, column, row, part| {
+            list.clear();
             for n in sizes.routes_of_row(row).filter(|&n| plan.topk_ids()[n] >= 0) {
                 let slot = &pool.slots().slots()[plan.topk_ids()[n] as usize];
                 let weight = if sizes.output == Output::PerRoute { 1.0 } else { topk_weights[n] };
                 let h = &h[sizes.h_row(n) * sizes.h_stride..][..slot.rank as usize];
-                terms.extend(h.iter().enumerate().map(|(r, &h)| {
-                    (weight * slot.scaling * h, &pool.b_row::<B>(slot, r)[column..][..part.len()])
-                }));
+                list.extend(h.iter().zip(slot.row..).map(|(&h, row)| (weight * slot.scaling * h, row)));
             }
-            if !(terms.is_empty() && sizes.accumulate) {
-                self.add_rows(terms, part, sizes.accumulate);
+            if !(list.is_empty() && sizes.accumulate) {
+                let terms =
+                    Terms { list, rows: pool.b_rows::<B>(), stride: pool.slots().slice_width(), column };
+                sums.clear();
+                sums.resize(part.len(), 0.0);
+                if sizes.accumulate {
+                    self.widen(part, sums);
+                }
+                self.add_terms(terms, sums);
+                self.store_row(sums, None, part);
             }
         });
     }

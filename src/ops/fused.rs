@@ -16,6 +16,8 @@ pub mod cost;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+pub mod few_cuda;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 

@@ -10,6 +10,7 @@ pub mod cuda;
 #[cfg(feature = "wgpu")]
 use super::word;
 use super::{check_len, check_routes};
+use crate::adapter::slots::Slots;
 use crate::device::cpu::{Cpu, Pool};
 #[cfg(feature = "wgpu")]
 use crate::device::plan::Layout;
@@ -103,14 +104,7 @@ impl Plan {
 
     /// Refuses weights of live routes that are not finite: they would pass into y unseen.
     pub(crate) fn check_weights(&self, op: &'static str, topk_weights: &[f32]) -> Result<()> {
-        let mut routes = self.topk_ids.iter().zip(topk_weights);
-        match routes.position(|(&id, w)| id >= 0 && !w.is_finite()) {
-            None => Ok(()),
-            Some(n) => {
-                let argument = format!("topk_weights[{}, {}]", n / self.sizes.top_k, n % self.sizes.top_k);
-                Err(Error::argument(op, argument, "a finite weight", topk_weights[n]))
-            }
-        }
+        check_weights(op, self.sizes.top_k, &self.topk_ids, topk_weights)
     }
 
     /// The pool's clock when the plan was made: adapters added later are not the ones that the ids meant.
@@ -151,14 +145,37 @@ impl Cpu {
         super::check_equal(OP, "experts", pool.slots().sizes().experts, sizes.experts)?;
         let slots = pool.slots();
         let plan = Plan { pool: slots.id(), ..definition(sizes, topk_ids, slots.epoch())? };
-        match topk_ids.iter().position(|&id| id >= 0 && slots.slots()[id as usize].rank == 0) {
-            None => Ok(plan),
-            Some(n) => Err(Error::argument(
-                OP,
-                format!("topk_ids[{}, {}]", n / sizes.top_k, n % sizes.top_k),
-                "the id of a slot that holds an adapter",
-                topk_ids[n],
-            )),
+        check_live(OP, slots, sizes.top_k, topk_ids)?;
+        Ok(plan)
+    }
+}
+
+/// Refuses ids of slots that hold no adapter; the ids are below the slots already.
+pub(crate) fn check_live(op: &'static str, slots: &Slots, top_k: usize, topk_ids: &[i32]) -> Result<()> {
+    match topk_ids.iter().position(|&id| id >= 0 && slots.slots()[id as usize].rank == 0) {
+        None => Ok(()),
+        Some(n) => Err(Error::argument(
+            op,
+            format!("topk_ids[{}, {}]", n / top_k, n % top_k),
+            "the id of a slot that holds an adapter",
+            topk_ids[n],
+        )),
+    }
+}
+
+/// Refuses weights of live routes that are not finite: they would pass into y unseen.
+pub(crate) fn check_weights(
+    op: &'static str,
+    top_k: usize,
+    topk_ids: &[i32],
+    topk_weights: &[f32],
+) -> Result<()> {
+    let mut routes = topk_ids.iter().zip(topk_weights);
+    match routes.position(|(&id, w)| id >= 0 && !w.is_finite()) {
+        None => Ok(()),
+        Some(n) => {
+            let argument = format!("topk_weights[{}, {}]", n / top_k, n % top_k);
+            Err(Error::argument(op, argument, "a finite weight", topk_weights[n]))
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::routing::Routing;
 use molora::element::ElementType;
-use molora::ops::{Output, route::Weighting};
+use molora::ops::fused::{Form, cost};
+use molora::ops::{Output, grouped, route::Weighting};
 
 /// What is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,14 +20,27 @@ pub enum Op {
     Base,
     /// The layer's experts alone, added to y.
     Delta,
-    /// Base product and experts.
+    /// Base product and experts, in the form that the cost model chooses.
     Layer,
+    /// Base product and experts in one demanded form.
+    Fused,
+    /// The product whose base is a set of experts, with adapters on them.
+    Grouped,
 }
 
 impl Op {
     /// In the order in which data flows.
-    pub const ALL: [Self; 7] =
-        [Self::Route, Self::Plan, Self::Shrink, Self::Expand, Self::Base, Self::Delta, Self::Layer];
+    pub const ALL: [Self; 9] = [
+        Self::Route,
+        Self::Plan,
+        Self::Shrink,
+        Self::Expand,
+        Self::Base,
+        Self::Delta,
+        Self::Layer,
+        Self::Fused,
+        Self::Grouped,
+    ];
 
     /// The name in case strings.
     pub const fn name(self) -> &'static str {
@@ -38,6 +52,8 @@ impl Op {
             Self::Base => "base",
             Self::Delta => "delta",
             Self::Layer => "layer",
+            Self::Fused => "fused",
+            Self::Grouped => "grouped",
         }
     }
 
@@ -47,14 +63,24 @@ impl Op {
             Self::Route => (false, true),
             Self::Plan => (false, true),
             Self::Base => (false, false),
-            Self::Shrink | Self::Expand | Self::Delta | Self::Layer => (true, true),
+            Self::Shrink | Self::Expand | Self::Delta | Self::Layer | Self::Fused | Self::Grouped => {
+                (true, true)
+            }
         };
         Uses {
             adapters,
             routing,
             in_features: !matches!(self, Self::Plan | Self::Expand),
-            out_features: matches!(self, Self::Expand | Self::Base | Self::Delta | Self::Layer),
+            out_features: matches!(
+                self,
+                Self::Expand | Self::Base | Self::Delta | Self::Layer | Self::Fused | Self::Grouped
+            ),
         }
+    }
+
+    /// Whether y begins as one base product for all tokens, so that each one's row is written whether it has experts or not.
+    pub(crate) const fn has_base(self) -> bool {
+        matches!(self, Self::Base | Self::Layer | Self::Fused)
     }
 }
 
@@ -64,6 +90,17 @@ pub(crate) struct Uses {
     pub routing: bool,
     pub in_features: bool,
     pub out_features: bool,
+}
+
+/// The base experts of [`Op::Grouped`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// How many.
+    pub experts: usize,
+    /// What becomes of a route's row.
+    pub rows: grouped::Rows,
+    /// x has a row for every route, not for every token.
+    pub x_per_route: bool,
 }
 
 /// One problem. Its text (`Display`, `FromStr`) names it in test failures, bench ids and results.
@@ -79,9 +116,9 @@ pub struct Case {
     pub tokens: usize,
     /// Routes per token.
     pub top_k: usize,
-    /// Slots of the pool, all filled.
+    /// Slots of the pool, all filled; grouped: adapters, each with a LoRA for every base expert.
     pub experts: usize,
-    /// Ranks of the experts, repeated over them.
+    /// Ranks of the experts, repeated over them; of an expert's slices they follow each other.
     pub ranks: Vec<usize>,
     /// Columns of x.
     pub in_features: usize,
@@ -89,8 +126,14 @@ pub struct Case {
     pub out_features: usize,
     /// Who goes where; for `route`, which scores tie.
     pub routing: Routing,
+    /// Grouped: the base experts.
+    pub group: Group,
     /// What the experts' products become.
     pub output: Output,
+    /// Layer and fused: the form; `None` leaves it to the cost model.
+    pub form: Option<Form>,
+    /// Fused: slices of the output, uneven ones, of a packed pool; 1 where it is not packed.
+    pub slices: usize,
     /// Expand: add to y instead of overwriting it. Delta always does.
     pub accumulate: bool,
     /// Base, layer and route: with a bias.
@@ -117,7 +160,10 @@ impl Case {
             in_features: if op.uses().in_features { 64 } else { 8 },
             out_features: if op.uses().out_features { 64 } else { 8 },
             routing: Routing::Uniform,
+            group: Group { experts: 4, rows: grouped::Rows::Plain, x_per_route: false },
             output: Output::Sum,
+            form: matches!(op, Op::Fused).then_some(Form::Sparse),
+            slices: 1,
             accumulate: matches!(op, Op::Delta),
             bias: false,
             weighting: Weighting::SoftmaxSelected,
@@ -132,14 +178,65 @@ impl Case {
         self
     }
 
-    /// Rank of one expert.
+    /// Slots of the pool: of grouped a * g + e for adapter a and base expert e of g.
+    pub fn slots(&self) -> usize {
+        if self.op == Op::Grouped { self.experts * self.group.experts } else { self.experts }
+    }
+
+    /// Slices of the pool's output: gate and up of a gated product.
+    pub fn slices(&self) -> usize {
+        match (self.op, self.group.rows) {
+            (Op::Grouped, grouped::Rows::Gated) => 2,
+            _ => self.slices,
+        }
+    }
+
+    /// Rank of one expert, its slices together.
     pub fn rank(&self, expert: usize) -> usize {
-        self.ranks[expert % self.ranks.len()]
+        (0..self.slices()).map(|slice| self.part_rank(expert, slice)).sum()
+    }
+
+    /// Rank of one slice of an expert; 0 where the expert leaves the slice alone, as some do where there are several.
+    pub fn part_rank(&self, expert: usize, slice: usize) -> usize {
+        // Ranks within a token are equal for RankSum, in every slice.
+        let alone = self.slices() > 1 && self.output != Output::RankSum;
+        if alone && expert % (self.slices() + 1) == slice + 1 {
+            return 0;
+        }
+        self.ranks[(expert + slice) % self.ranks.len()]
+    }
+
+    /// Columns of every slice: each wider than the one before it, wherever tiles end; gate and up are equals.
+    pub fn slice_widths(&self) -> Vec<usize> {
+        if self.op == Op::Grouped {
+            return vec![self.out_features / self.slices(); self.slices()];
+        }
+        let end = |s: usize| self.out_features * s * (s + 1) / (self.slices * (self.slices + 1));
+        (0..self.slices).map(|s| end(s + 1) - end(s)).collect()
+    }
+
+    /// What the cost model is asked of the case's layer, whose pool is filled from its first row on.
+    pub fn problem(&self) -> cost::Problem {
+        let ranks = (0..self.experts).map(|e| self.rank(e)).sum();
+        cost::Problem {
+            tokens: self.tokens,
+            top_k: self.top_k,
+            in_features: self.in_features,
+            out_features: self.out_features,
+            x: self.x,
+            adapters: self.adapters,
+            live: self.experts,
+            ranks,
+            used_rows: ranks,
+            router_experts: 0,
+            packed: self.slices > 1,
+            output: self.output,
+        }
     }
 
     /// Largest rank of any expert.
     pub fn max_rank(&self) -> usize {
-        (0..self.experts.min(self.ranks.len())).map(|e| self.rank(e)).max().unwrap_or(0)
+        (0..self.slots()).map(|e| self.rank(e)).max().unwrap_or(0)
     }
 
     /// Elements from one row of x or y to the next: rows of 16-bit elements begin at even places, since WGSL reads

@@ -2,6 +2,7 @@
 //! definition or any device sees them.
 
 use crate::case::{Case, Op};
+use crate::grouped;
 use crate::guarded::{Guarded, Tensor};
 use crate::rng::Rng;
 use crate::routing::Routing;
@@ -11,18 +12,18 @@ use molora::adapter::Lora;
 use molora::element::ElementType;
 use molora::error::Result;
 use molora::layer::Rows;
-use molora::ops::{Expert, Output, base, expand, plan, route, shrink};
+use molora::ops::{Output, base, expand, fused, plan, route, shrink};
 
-/// One expert; values rounded to the case's adapter elements and widened again.
+/// One expert, or one slice of it; values rounded to the case's adapter elements and widened again.
 #[derive(Debug, Clone)]
 pub struct ExpertValues {
-    /// Rows of `lora_a`.
+    /// Rows of `lora_a`; 0 where the expert leaves the slice alone.
     pub rank: usize,
     /// Factor of B A.
     pub scaling: f32,
     /// `[rank, in_features]`.
     pub lora_a: Vec<f32>,
-    /// `[out_features, rank]`.
+    /// `[out_features, rank]`, of a slice its own columns.
     pub lora_b: Vec<f32>,
 }
 
@@ -31,17 +32,19 @@ pub struct ExpertValues {
 pub struct Inputs {
     /// The problem.
     pub case: Case,
-    /// `[tokens, in_features]`.
+    /// `[tokens, in_features]`; grouped: a row for every route where the case says so.
     pub x: Tensor,
-    /// `[tokens, top_k]`.
+    /// `[tokens, top_k]`; grouped: base experts.
     pub topk_ids: Vec<i32>,
+    /// Grouped, `[tokens, top_k]`: slots of the pool, -1 where a route has no adapter.
+    pub lora_ids: Vec<i32>,
     /// `[tokens, top_k]`.
     pub topk_weights: Vec<f32>,
-    /// All slots of the pool.
+    /// All slots of the pool: `[slices, experts]`.
     pub experts: Vec<ExpertValues>,
     /// Input of expand; NaN where no route or no rank is.
     pub h: Guarded<f32>,
-    /// `[out_features, in_features]`.
+    /// `[out_features, in_features]`; grouped: base expert after base expert.
     pub weight: Tensor,
     /// `[1, out_features]`.
     pub bias: Option<Tensor>,
@@ -59,9 +62,11 @@ impl Inputs {
         let mut values = rng("x");
         let columns = if uses.in_features { case.in_features } else { 0 };
         let integers = case.op == Op::Route && case.routing == Routing::Ties;
-        let x = Tensor::input(case.x, (case.tokens, columns, case.stride(columns)), |_, _| match integers {
-            true => values.below(4) as f32 - 1.0,
-            false => values.value(1.0),
+        let x = Tensor::input(case.x, (grouped::x_rows(case), columns, case.stride(columns)), |_, _| {
+            match integers {
+                true => values.below(4) as f32 - 1.0,
+                false => values.value(1.0),
+            }
         });
         let topk_ids = match case.op {
             Op::Route | Op::Base => Vec::new(),
@@ -73,8 +78,16 @@ impl Inputs {
             true => experts(case, &mut rng("experts")),
             false => Vec::new(),
         };
-        let frozen = matches!(case.op, Op::Base | Op::Layer);
-        let (rows, columns) = if frozen { (case.out_features, case.in_features) } else { (0, 0) };
+        let lora_ids = match case.op {
+            Op::Grouped => grouped::lora_ids(case, &topk_ids, &mut rng("adapters")),
+            _ => Vec::new(),
+        };
+        let frozen = case.op.has_base();
+        let (rows, columns) = match case.op {
+            Op::Grouped => (case.group.experts * case.out_features, case.in_features),
+            _ if frozen => (case.out_features, case.in_features),
+            _ => (0, 0),
+        };
         let (mut values, scale) = (rng("weight"), 1.0 / (columns.max(1) as f32).sqrt());
         let weight = Tensor::input(case.x, (rows, columns, columns), |_, _| values.value(scale));
         let mut values = rng("bias");
@@ -82,13 +95,14 @@ impl Inputs {
             Tensor::input(case.x, (1, case.out_features, case.out_features), |_, _| values.value(1.0))
         });
         let y = match (uses.out_features, case.output.y_rows(case.tokens, case.top_k)) {
+            (true, _) if case.op == Op::Grouped => grouped::start_of_y(case),
             (true, rows) if case.op != Op::Base => start_of_y(case, rows, &mut rng("y")),
             (true, _) => start_of_y(case, case.tokens, &mut rng("y")),
             (false, _) => start_of_y(case, 0, &mut rng("y")),
         };
         let h = h(case, &topk_ids, &mut rng("h"));
         let router = router(case, &mut rng("router"));
-        Self { case: case.clone(), x, topk_ids, topk_weights, experts, h, weight, bias, router, y }
+        Self { case: case.clone(), x, topk_ids, lora_ids, topk_weights, experts, h, weight, bias, router, y }
     }
 
     /// Elements from one row of h to the next.
@@ -104,8 +118,8 @@ impl Inputs {
 
     /// The sizes of the case's plan.
     pub fn plan_sizes(&self) -> plan::Sizes {
-        let Case { tokens, top_k, experts, .. } = self.case;
-        plan::Sizes { tokens, top_k, experts }
+        let Case { tokens, top_k, .. } = self.case;
+        plan::Sizes { tokens, top_k, experts: self.case.slots() }
     }
 
     /// The sizes of the case's shrink.
@@ -129,6 +143,14 @@ impl Inputs {
         base::Sizes { tokens, in_features, out_features, x_stride, y_stride }
     }
 
+    /// The sizes of the case's fused layer.
+    pub fn fused_sizes(&self) -> fused::Sizes {
+        let Case { top_k, output, .. } = self.case;
+        let base::Sizes { tokens, in_features, out_features, x_stride, y_stride } = self.base_sizes();
+        let h_stride = self.h_stride();
+        fused::Sizes { tokens, top_k, in_features, out_features, x_stride, y_stride, h_stride, output }
+    }
+
     /// The rows of the case's layer.
     pub fn layer_rows(&self) -> Rows {
         let base::Sizes { tokens, x_stride, y_stride, .. } = self.base_sizes();
@@ -142,18 +164,19 @@ impl Inputs {
         route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting }
     }
 
-    /// The experts as the definitions read them.
-    pub fn definition_experts(&self) -> Vec<Expert<'_, f32>> {
-        self.experts
-            .iter()
-            .map(|e| Expert { rank: e.rank, scaling: e.scaling, lora_a: &e.lora_a, lora_b: &e.lora_b })
-            .collect()
+    /// One expert as adapters of the case's elements, one for each slice that it changes.
+    pub fn loras(&self, expert: usize) -> Result<Vec<Option<Lora>>> {
+        let widths = self.case.slice_widths();
+        let part = |(slice, &width): (usize, &usize)| {
+            let values = &self.experts[slice * self.case.slots() + expert];
+            (values.rank > 0).then(|| self.lora(values, width)).transpose()
+        };
+        widths.iter().enumerate().map(part).collect()
     }
 
-    /// One expert as an adapter of the case's elements.
-    pub fn lora(&self, expert: usize) -> Result<Lora> {
-        let (case, e) = (&self.case, &self.experts[expert]);
-        let sizes = (case.in_features, case.out_features, e.rank);
+    fn lora(&self, e: &ExpertValues, out_features: usize) -> Result<Lora> {
+        let case = &self.case;
+        let sizes = (case.in_features, out_features, e.rank);
         macro_rules! lora {
             ($element:ty, $from:expr) => {{
                 let round = |v: &[f32]| v.iter().map(|&v| $from(v)).collect::<Vec<$element>>();
@@ -169,7 +192,13 @@ impl Inputs {
 }
 
 fn topk_ids(case: &Case, rng: &mut Rng) -> Vec<i32> {
-    let mut ids = case.routing.ids(case.tokens, case.top_k, case.experts, rng);
+    let grouped = case.op == Op::Grouped;
+    let mut ids = case.routing.ids(
+        case.tokens,
+        case.top_k,
+        if grouped { case.group.experts } else { case.experts },
+        rng,
+    );
     if case.output == Output::RankSum {
         // One rank within a token: every token keeps to the experts of one place in the pattern.
         let pattern = case.ranks.len();
@@ -192,14 +221,17 @@ fn experts(case: &Case, rng: &mut Rng) -> Vec<ExpertValues> {
         let scale = 1.0 / (features as f32).sqrt();
         (0..count).map(|_| round(rng.value(scale))).collect()
     };
-    (0..case.experts)
-        .map(|e| {
-            let rank = case.rank(e);
+    let mut experts = Vec::with_capacity(case.slices() * case.slots());
+    for (slice, width) in case.slice_widths().into_iter().enumerate() {
+        for e in 0..case.slots() {
+            let rank = case.part_rank(e, slice);
             let lora_a = values(rank * case.in_features, case.in_features);
-            let lora_b = values(rank * case.out_features, rank);
-            ExpertValues { rank, scaling: [1.0, 2.0, 0.5, 1.25][e % 4], lora_a, lora_b }
-        })
-        .collect()
+            let lora_b = values(rank * width, rank.max(1));
+            let scaling = [1.0, 2.0, 0.5, 1.25][(e + slice) % 4];
+            experts.push(ExpertValues { rank, scaling, lora_a, lora_b });
+        }
+    }
+    experts
 }
 
 fn h(case: &Case, topk_ids: &[i32], rng: &mut Rng) -> Guarded<f32> {

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod case;
 pub mod counters;
 pub mod expect;
+pub mod grouped;
 pub mod guarded;
 pub mod inputs;
 pub mod judge;

@@ -2,6 +2,7 @@
 //! large case is judged without hours of its definition.
 
 use crate::case::{Case, Op};
+use crate::grouped;
 use crate::guarded::{Guarded, Tensor};
 use crate::inputs::Inputs;
 use bytemuck::Pod;
@@ -33,10 +34,14 @@ impl Inputs {
         if !self.topk_ids.is_empty() {
             let routes = first * top_k..(first + tokens) * top_k;
             part.topk_ids = self.topk_ids[routes.clone()].to_vec();
+            if op == Op::Grouped {
+                part.lora_ids = self.lora_ids[routes.clone()].to_vec();
+            }
             part.topk_weights = self.topk_weights[routes].to_vec();
         }
         if !matches!(op, Op::Plan) {
-            part.x = self.x.part(first, tokens);
+            let a_token = if op == Op::Grouped && self.case.group.x_per_route { top_k } else { 1 };
+            part.x = self.x.part(first * a_token, tokens * a_token);
         }
         if op == Op::Expand {
             let rows = |tokens| self.case.output.h_rows(tokens, top_k);
@@ -53,7 +58,8 @@ impl Case {
     /// Rows of h or y that so many tokens have.
     pub fn y_rows(&self, tokens: usize) -> usize {
         match self.op {
-            Op::Base | Op::Layer => tokens,
+            Op::Base | Op::Layer | Op::Fused => tokens,
+            Op::Grouped => grouped::y_rows(self, tokens),
             Op::Shrink => self.output.h_rows(tokens, self.top_k),
             _ => self.output.y_rows(tokens, self.top_k),
         }

@@ -29,6 +29,9 @@ impl std::ops::Add for Work {
 pub fn work(inputs: &Inputs) -> Work {
     let case = &inputs.case;
     let live: Vec<usize> = inputs.topk_ids.iter().filter_map(|&id| usize::try_from(id).ok()).collect();
+    if case.op == Op::Grouped {
+        return grouped_work(inputs);
+    }
     let mut used = vec![false; case.experts];
     live.iter().for_each(|&e| used[e] = true);
     let ranks =
@@ -55,6 +58,11 @@ pub fn work(inputs: &Inputs) -> Work {
         flops: 2.0 * output * route_ranks,
         bytes: h_bytes + pool_ranks * output * a + adds * y_rows * output * x,
     };
+    let parts = live.iter().flat_map(|&e| (0..case.slices).map(move |s| (e, s)));
+    let widths = case.slice_widths();
+    let columns: usize = parts.map(|(e, s)| case.part_rank(e, s) * widths[s]).sum();
+    // y is the base product's, and written once.
+    let extension = Work { flops: 2.0 * columns as f64, bytes: h_bytes + pool_ranks * output * a };
     let base = Work {
         flops: 2.0 * tokens * input * output,
         bytes: (input * output + tokens * (input + output)) * x,
@@ -69,8 +77,36 @@ pub fn work(inputs: &Inputs) -> Work {
         Op::Expand => expand,
         Op::Base => base,
         Op::Delta => plan + shrink + expand,
+        Op::Grouped => unreachable!("it has base experts"),
         Op::Layer => plan + shrink + expand + base,
+        Op::Fused => plan + shrink + extension + base,
     }
+}
+
+/// As [`work`]: every base expert and adapter that a live route needs read once.
+fn grouped_work(inputs: &Inputs) -> Work {
+    let case = &inputs.case;
+    let (widths, slots) = (case.slice_widths(), case.slots());
+    let distinct = |ids: &[i32], all: usize| {
+        let mut used = vec![false; all];
+        ids.iter().filter_map(|&id| usize::try_from(id).ok()).for_each(|id| used[id] = true);
+        (0..all).filter(|&id| used[id]).collect::<Vec<_>>()
+    };
+    // Elements of A and of B of one slot, which are the multiply-adds of a route to it too.
+    let factors = |slot: usize| {
+        let columns: usize = (0..widths.len()).map(|s| case.part_rank(slot, s) * widths[s]).sum();
+        (case.rank(slot) * case.in_features + columns) as f64
+    };
+    let slots_of = |ids: &[i32]| ids.iter().filter_map(|&id| usize::try_from(id).ok()).collect::<Vec<_>>();
+    let live = inputs.topk_ids.iter().filter(|&&id| id >= 0).count() as f64;
+    let weight = (case.in_features * case.out_features) as f64;
+    let routed: f64 = slots_of(&inputs.lora_ids).into_iter().map(factors).sum();
+    let held: f64 = distinct(&inputs.lora_ids, slots).into_iter().map(factors).sum();
+    let sizes = inputs.grouped_sizes();
+    let rows = (sizes.x_rows() * case.in_features + sizes.y_rows() * sizes.width()) as f64;
+    let weights = distinct(&inputs.topk_ids, case.group.experts).len() as f64 * weight;
+    let (x, a) = (case.x.bytes() as f64, case.adapters.bytes() as f64);
+    Work { flops: 2.0 * (live * weight + routed), bytes: (weights + rows) * x + held * a }
 }
 
 /// One line of results.
@@ -126,11 +162,11 @@ pub fn measure(timer: &mut Timer<'_>, samples: usize, budget: Duration) -> Resul
     Ok(times[samples / 2])
 }
 
-/// A time as a line. The baseline is the definition; beside a layer it is the base product alone.
+/// A time as a line. The baseline is the definition; beside a layer and a grouped product it is the base alone.
 pub fn line(subject: &dyn Subject, inputs: &Inputs, time: Duration, budget: Duration) -> Result<Line> {
     let (case, Work { flops, bytes }) = (&inputs.case, work(inputs));
     let seconds = time.as_secs_f64();
-    let (baseline, base_time) = if case.op == Op::Layer {
+    let (baseline, base_time) = if matches!(case.op, Op::Layer | Op::Fused | Op::Grouped) {
         let base = Inputs::new(&base_of(case));
         ("base", Some(measure(&mut subject.timer(&base)?, 5, budget)?))
     } else {
@@ -151,6 +187,9 @@ pub fn line(subject: &dyn Subject, inputs: &Inputs, time: Duration, budget: Dura
 
 /// The base product alone of a layer's case.
 fn base_of(case: &Case) -> Case {
+    if case.op == Op::Grouped {
+        return Case { experts: 0, ..case.clone() };
+    }
     Case {
         x: case.x,
         adapters: case.x,

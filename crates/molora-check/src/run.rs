@@ -1,6 +1,7 @@
 //! One case on one subject; all cases of an operation on all subjects.
 
 use crate::case::{Case, Op};
+use crate::expect::Roundings;
 use crate::guarded::{Guarded, Tensor};
 use crate::judge::{Verdict, compare};
 use crate::routing::Routing;
@@ -9,6 +10,7 @@ use crate::subject::{PlanArrays, Subject, subjects};
 use crate::table::{Extent, cases};
 use crate::{Inputs, expect, judge_route};
 use molora::ops::plan;
+use std::collections::BTreeMap;
 
 /// What became of a case on a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,15 +52,21 @@ fn run(subject: &dyn Subject, inputs: &Inputs) -> Result<Verdict, String> {
             let mut h = inputs.empty_h();
             subject.shrink(inputs, &mut h).map_err(text)?;
             let start = Tensor::F32(inputs.empty_h());
-            return compare(&expect::rows(inputs, 0.0).map_err(text)?, &start, &Tensor::F32(h));
+            return compare(
+                &expect::rows(inputs, Roundings::default()).map_err(text)?,
+                &start,
+                &Tensor::F32(h),
+            );
         }
         Op::Expand => subject.expand(inputs, &mut y),
         Op::Base => subject.base(inputs, &mut y),
         Op::Delta => subject.delta(inputs, &mut y),
         Op::Layer => subject.layer(inputs, &mut y),
+        Op::Fused => subject.fused(inputs, &mut y),
+        Op::Grouped => subject.grouped(inputs, &mut y),
     }
     .map_err(text)?;
-    compare(&expect::rows(inputs, subject.h_rounding(case)).map_err(text)?, &inputs.y, &y)
+    compare(&expect::rows(inputs, Roundings::of(subject, case)).map_err(text)?, &inputs.y, &y)
 }
 
 /// A plan is integers: equal or wrong.
@@ -99,11 +107,11 @@ pub fn check_all(op: Op) {
     let device = only.as_ref().and_then(|named| named.device.as_deref());
     let mut wrong = Vec::new();
     for subject in subjects.iter().filter(|s| device.is_none_or(|kind| kind == s.kind())) {
-        let (mut right, mut worst, mut unsupported) = (0, Verdict::default(), Vec::new());
+        let (mut right, mut worst, mut unsupported) = (0, Verdict::default(), BTreeMap::new());
         for case in &table {
             match check(subject.as_ref(), case) {
                 Outcome::Right(verdict) => (right, worst) = (right + 1, worst.worse(verdict)),
-                Outcome::Unsupported(why) => unsupported.push(format!("{case}: {why}")),
+                Outcome::Unsupported(why) => unsupported.entry(why).or_insert_with(Vec::new).push(case),
                 Outcome::Wrong(why) => {
                     wrong.push(format!("{} ({}): {why}", case.label(subject.kind()), subject.name()));
                 }
@@ -115,9 +123,11 @@ pub fn check_all(op: Op) {
             subject.name(),
             table.len(),
             worst.worst_row.1,
-            unsupported.len()
+            unsupported.values().map(Vec::len).sum::<usize>()
         );
-        unsupported.iter().for_each(|line| println!("  {line}"));
+        for (why, cases) in unsupported {
+            println!("  {} not supported, first {}: {why}", cases.len(), cases[0]);
+        }
     }
     let count = wrong.len();
     wrong.truncate(20);

@@ -3,9 +3,13 @@
 use crate::case::{Case, Op};
 use crate::routing::Routing;
 use molora::element::ElementType;
-use molora::ops::{Output, route::Weighting};
+use molora::ops::fused::Form;
+use molora::ops::{Output, grouped, route::Weighting};
 use std::fmt;
 use std::str::FromStr;
+
+/// The word for an x with a row a route.
+const X_PER_ROUTE: &str = "x_per_route";
 
 impl Case {
     /// The text with the device in it.
@@ -24,7 +28,9 @@ impl Case {
         let uses = self.op.uses();
         let mut parts = vec![format!("t{}", self.tokens)];
         if uses.routing {
-            parts.push(format!("k{}_e{}", self.top_k, self.experts));
+            parts.push(format!("k{}", self.top_k));
+            parts.extend((self.op == Op::Grouped).then(|| format!("g{}", self.group.experts)));
+            parts.push(format!("e{}", self.experts));
         }
         if uses.adapters {
             let ranks: Vec<String> = self.ranks.iter().map(usize::to_string).collect();
@@ -33,7 +39,13 @@ impl Case {
         parts.extend(uses.in_features.then(|| format!("i{}", self.in_features)));
         parts.extend(uses.out_features.then(|| format!("o{}", self.out_features)));
         parts.extend(uses.routing.then(|| self.routing.name().into()));
+        if self.op == Op::Grouped {
+            parts.push(self.group.rows.name().into());
+            parts.extend(self.group.x_per_route.then(|| X_PER_ROUTE.into()));
+        }
         parts.extend((self.output != Output::Sum).then(|| self.output.name().into()));
+        parts.extend(self.form.map(|form| form.name().into()));
+        parts.extend((self.slices > 1).then(|| format!("s{}", self.slices)));
         parts.extend((self.op == Op::Route).then(|| self.weighting.name().into()));
         parts.extend((self.accumulate && self.op != Op::Delta).then(|| "add".into()));
         parts.extend(self.bias.then(|| "bias".into()));
@@ -105,7 +117,9 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
     // The longest word first: one name may begin another.
     let words = Routing::ALL.iter().chain(&[Routing::Ties]).map(|r| r.name());
     let words = words.chain(Output::ALL.map(Output::name)).chain(Weighting::ALL.map(Weighting::name));
-    let word = words.chain(["add", "bias"]).filter(|w| text.starts_with(w)).max_by_key(|w| w.len());
+    let words = words.chain(Form::ALL.map(Form::name)).chain(grouped::Rows::ALL.map(grouped::Rows::name));
+    let word =
+        words.chain(["add", "bias", X_PER_ROUTE]).filter(|w| text.starts_with(w)).max_by_key(|w| w.len());
     if let Some(word) = word {
         let mut all = Routing::ALL.iter().copied().chain([Routing::Ties]);
         if let Some(routing) = all.find(|r| r.name() == word) {
@@ -113,6 +127,9 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
         }
         case.output = named(&Output::ALL, Output::name, word).unwrap_or(case.output);
         case.weighting = named(&Weighting::ALL, Weighting::name, word).unwrap_or(case.weighting);
+        case.form = named(&Form::ALL, Form::name, word).or(case.form);
+        case.group.rows = named(&grouped::Rows::ALL, grouped::Rows::name, word).unwrap_or(case.group.rows);
+        case.group.x_per_route |= word == X_PER_ROUTE;
         case.accumulate |= word == "add";
         case.bias |= word == "bias";
         return Some(&text[word.len()..]);
@@ -129,9 +146,11 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
     match name {
         "t" => case.tokens = number,
         "k" => case.top_k = number,
+        "g" => case.group.experts = number,
         "e" => case.experts = number,
         "i" => case.in_features = number,
         "o" => case.out_features = number,
+        "s" => case.slices = number,
         "pad" => case.padding = number,
         "seed" => case.seed = number as u64,
         _ => return None,

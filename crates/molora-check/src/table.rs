@@ -4,6 +4,9 @@
 //! of every device's tiles (8, 16, 32, 64, 128, 256); the pairs of element types take turns. Long tables run all
 //! pairs and add random cases.
 
+mod fused;
+mod grouped;
+
 use crate::case::{Case, Op};
 use crate::rng::Rng;
 use crate::routing::Routing;
@@ -37,6 +40,8 @@ pub fn cases(op: Op, extent: Extent) -> Vec<Case> {
         Op::Base => table.base(),
         Op::Delta => table.delta(),
         Op::Layer => table.layer(),
+        Op::Fused => table.fused(),
+        Op::Grouped => table.grouped(),
     }
     if extent == Extent::Long {
         table.long();
@@ -265,11 +270,18 @@ fn random(op: Op, rng: &mut Rng, seed: u64, (x, adapters): (ElementType, Element
     }
     if uses.adapters {
         case.ranks = (0..1 + rng.below(5)).map(|_| 1 + rng.below(40)).collect();
-        case.output = if op == Op::Layer { Output::Sum } else { Output::ALL[rng.below(3)] };
+        case.output =
+            if op.has_base() || op == Op::Grouped { Output::Sum } else { Output::ALL[rng.below(3)] };
         case.accumulate = op == Op::Delta || op == Op::Expand && rng.below(2) == 1;
     }
-    if matches!(op, Op::Route | Op::Base | Op::Layer) {
+    if op == Op::Route || op.has_base() {
         case.bias = rng.below(2) == 1;
+    }
+    if op == Op::Fused {
+        fused::random(&mut case, rng);
+    }
+    if op == Op::Grouped {
+        grouped::random(&mut case, rng);
     }
     if op == Op::Route {
         case.weighting = Weighting::ALL[rng.below(3)];
@@ -287,7 +299,8 @@ mod tests {
     fn a_short_case_stays_small() {
         for op in Op::ALL {
             let table = cases(op, Extent::Short);
-            assert!((20..250).contains(&table.len()), "{}: {} cases", op.name(), table.len());
+            let most = if matches!(op, Op::Fused | Op::Grouped) { 600 } else { 250 };
+            assert!((20..most).contains(&table.len()), "{}: {} cases", op.name(), table.len());
             for case in table {
                 let flops = work(&Inputs::new(&case)).flops;
                 assert!(flops <= 20e6, "{case}: {flops} operations");

@@ -1,11 +1,20 @@
 //! The CPU: SIMD chosen at run time, all cores through rayon, adapters packed once when they come.
 
+mod extension;
 mod kernels;
+mod memory;
 mod pool;
+mod product;
+mod rows;
 mod simd;
 mod weight;
 
+pub(crate) use extension::Extension;
+pub(crate) use kernels::terms::Terms;
+pub(crate) use memory::Lines;
 pub use pool::Pool;
+pub(crate) use product::{Out, Part, Sums, TASKS_A_THREAD, with_scratch};
+pub(crate) use rows::Tiles;
 pub use weight::Weight;
 
 use crate::element::Element;
@@ -41,9 +50,17 @@ impl Cpu {
 
     /// The SIMD in use and the number of threads.
     pub fn describe(&self) -> String {
-        let threads =
-            self.threads.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads());
-        format!("{}, {threads} threads", self.level.name())
+        format!("{}, {} threads", self.level.name(), self.threads())
+    }
+
+    /// The number of threads.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+    }
+
+    /// Columns of a packed panel.
+    pub(crate) fn panel_columns(&self) -> usize {
+        self.level.columns()
     }
 
     /// Runs `task(0..tasks)` on all threads.
@@ -97,7 +114,7 @@ impl Cpu {
         (0..x_rows).for_each(|m| xs[m] = x(m));
         (0..w_rows).for_each(|n| ws[n] = w(n));
         let mut products = [0f32; DOT_ROWS * DOT_ROWS];
-        kernels::dot_rows(self.level, &xs[..x_rows], &ws[..w_rows], &mut products);
+        kernels::dot::dot_rows(self.level, &xs[..x_rows], &ws[..w_rows], &mut products);
         for m in 0..x_rows {
             for n in 0..w_rows {
                 out(m, n, products[m * w_rows + n]);
@@ -105,14 +122,19 @@ impl Cpu {
         }
     }
 
-    /// `y (+)= sum_j coefficient_j row_j` on this thread; see [`kernels::add_rows`].
-    pub(crate) fn add_rows<Y: Element, B: Element>(
-        &self,
-        terms: &[(f32, &[B])],
-        y: &mut [Y],
-        accumulate: bool,
-    ) {
-        kernels::add_rows(self.level, terms, y, accumulate);
+    /// `c += sum of the terms` on this thread.
+    pub(crate) fn add_terms<B: Element>(&self, terms: Terms<B>, c: &mut [f32]) {
+        kernels::terms::add_terms(self.level, terms, c);
+    }
+
+    /// `y = c (+ bias)` on this thread, rounded once.
+    pub(crate) fn store_row<Y: Element>(&self, c: &[f32], bias: Option<&[Y]>, y: &mut [Y]) {
+        kernels::terms::store_row(self.level, c, bias, y);
+    }
+
+    /// `c = row` on this thread.
+    pub(crate) fn widen<Y: Element>(&self, row: &[Y], c: &mut [f32]) {
+        kernels::pack::pack_rows(self.level, &[row], c);
     }
 
     /// Cuts y into blocks of rows and columns over all threads and hands every row's part of a block to
@@ -156,6 +178,11 @@ impl<'a, T> SharedMut<'a, T> {
     /// Borrows the slice for as long as the parts live.
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), _slice: std::marker::PhantomData }
+    }
+
+    /// Elements of the slice.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// One part.

@@ -1,5 +1,6 @@
 //! The CPU's pool: A as PEFT stores it, B transposed, one row per rank.
 
+use super::memory::Lines;
 use crate::adapter::{
     Lora,
     slots::{PoolSizes, Put, Slot, Slots, pack},
@@ -18,11 +19,11 @@ pub struct Pool {
 
 /// Memory of one element type, aligned for all of them.
 #[derive(Debug)]
-struct Words(Vec<u32>);
+struct Words(Lines<u32>);
 
 impl Words {
     fn zeroed(elements: usize, element: ElementType) -> Self {
-        Self(vec![0; (elements * element.bytes()).div_ceil(4)])
+        Self(Lines::zeroed((elements * element.bytes()).div_ceil(4)))
     }
     fn all<E: Element>(&self) -> &[E] {
         bytemuck::cast_slice(&self.0)
@@ -44,6 +45,16 @@ impl Pool {
         let a = Words::zeroed(sizes.rank_capacity * sizes.in_features, sizes.element);
         let b = Words::zeroed(sizes.rank_capacity * slots.slice_width(), sizes.element);
         Ok(Self { slots, a, b })
+    }
+
+    /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
+    /// [`grouped`](crate::ops::grouped) products need, is made from it.
+    pub fn markers(experts: usize) -> Result<Self> {
+        let element = ElementType::F32;
+        let sizes = PoolSizes { in_features: 1, out_features: 1, experts, rank_capacity: experts, element };
+        let (mut pool, marker) = (Self::new(sizes)?, Lora::new(1, 1, 1, 1.0, &[0f32], &[0f32])?);
+        (0..experts).try_for_each(|slot| pool.put(slot, &marker))?;
+        Ok(pool)
     }
 
     /// Slots, free ranks and the clock.
@@ -93,9 +104,13 @@ impl Pool {
         &self.a.all::<E>()[row * width..][..width]
     }
 
-    /// Row r of a slot's B transposed, as wide as the widest slice of the output.
-    pub(crate) fn b_row<E: Element>(&self, slot: &Slot, r: usize) -> &[E] {
-        let (row, width) = (slot.row as usize + r, self.slots.slice_width());
-        &self.b.all::<E>()[row * width..][..width]
+    /// Every row of A, `[rank_capacity, in_features]`.
+    pub(crate) fn a_rows<E: Element>(&self) -> &[E] {
+        &self.a.all::<E>()[..self.slots.sizes().rank_capacity * self.slots.sizes().in_features]
+    }
+
+    /// Every row of B transposed, `[rank_capacity, slice_width]`.
+    pub(crate) fn b_rows<E: Element>(&self) -> &[E] {
+        &self.b.all::<E>()[..self.slots.sizes().rank_capacity * self.slots.slice_width()]
     }
 }

@@ -2,6 +2,9 @@
 
 use crate::element::{Element, ElementType};
 
+/// Longest vector of any level, for tails.
+pub(super) const MAX_LANES: usize = 16;
+
 /// The instruction sets, widest last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -45,6 +48,28 @@ impl Level {
         }
     }
 
+    /// Columns of a register tile: two vectors.
+    pub(crate) const fn columns(self) -> usize {
+        2 * match self {
+            Self::Portable => Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Avx512::LANES,
+        }
+    }
+
+    /// Most rows of a register tile.
+    pub(crate) const fn rows(self) -> usize {
+        match self {
+            Self::Portable => Portable::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Avx512::ROWS,
+        }
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -62,6 +87,8 @@ impl Level {
 /// `LANES` elements. All are inlined into a function that enables the instruction set.
 pub(super) trait Simd {
     const LANES: usize;
+    /// Rows of a register tile of two vectors of columns, so that its sums, the columns and one more fit the registers.
+    const ROWS: usize;
     type V: Copy;
     unsafe fn splat(value: f32) -> Self::V;
     unsafe fn load_f32(from: *const f32) -> Self::V;
@@ -70,8 +97,15 @@ pub(super) trait Simd {
     unsafe fn store_f32(to: *mut f32, v: Self::V);
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// Rounds to nearest, ties to even.
+    unsafe fn store_f16(to: *mut u16, v: Self::V);
+    /// Rounds to nearest, ties to even.
+    unsafe fn store_bf16(to: *mut u16, v: Self::V);
     /// Sum of the lanes in one fixed order.
     unsafe fn sum(v: Self::V) -> f32;
+    /// Asks for a cache line that will be read; any address will do.
+    unsafe fn prefetch(at: *const u8);
 
     /// Loads and widens `LANES` elements.
     #[inline(always)]
@@ -85,6 +119,41 @@ pub(super) trait Simd {
             }
         }
     }
+
+    /// Rounds and stores `LANES` elements.
+    #[inline(always)]
+    unsafe fn store<E: Element>(to: *mut E, v: Self::V) {
+        // SAFETY: the caller's promise; the element type decides which pointer this is.
+        unsafe {
+            match E::TYPE {
+                ElementType::F32 => Self::store_f32(to.cast(), v),
+                ElementType::F16 => Self::store_f16(to.cast(), v),
+                ElementType::Bf16 => Self::store_bf16(to.cast(), v),
+            }
+        }
+    }
+
+    /// Loads `count <= LANES` elements, zeros behind them.
+    #[inline(always)]
+    unsafe fn load_part<E: Element>(from: *const E, count: usize) -> Self::V {
+        let mut part = [E::zeroed(); MAX_LANES];
+        // SAFETY: `count` elements are readable by the caller's promise and fit the copy.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, part.as_mut_ptr(), count);
+            Self::load(part.as_ptr())
+        }
+    }
+
+    /// Rounds and stores the first `count <= LANES` elements.
+    #[inline(always)]
+    unsafe fn store_part<E: Element>(to: *mut E, v: Self::V, count: usize) {
+        let mut part = [E::zeroed(); MAX_LANES];
+        // SAFETY: `count` elements are writable by the caller's promise and the copy holds a vector.
+        unsafe {
+            Self::store(part.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, count);
+        }
+    }
 }
 
 /// Eight lanes of plain Rust.
@@ -92,6 +161,7 @@ pub(super) struct Portable;
 
 impl Simd for Portable {
     const LANES: usize = 8;
+    const ROWS: usize = 4;
     type V = [f32; 8];
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::V {
@@ -126,110 +196,28 @@ impl Simd for Portable {
         std::array::from_fn(one)
     }
     #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, v: Self::V) {
+        // SAFETY: eight elements, by the trait's contract.
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(v.map(|v| half::f16::from_f32(v).to_bits())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, v: Self::V) {
+        // SAFETY: eight elements, by the trait's contract.
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(v.map(|v| half::bf16::from_f32(v).to_bits())) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+    #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
         ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]))
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
-
+mod x86;
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Simd;
-    use std::arch::x86_64::*;
-
-    pub(in super::super) struct Avx2;
-
-    impl Simd for Avx2 {
-        const LANES: usize = 8;
-        type V = __m256;
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self::V {
-            // SAFETY: AVX2 is present, by the trait's contract (so in every method below).
-            unsafe { _mm256_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load_f32(from: *const f32) -> Self::V {
-            // SAFETY: as above, and eight elements.
-            unsafe { _mm256_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u16) -> Self::V {
-            // SAFETY: as above, and eight elements.
-            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> Self::V {
-            // SAFETY: as above, and eight elements.
-            unsafe {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            }
-        }
-        #[inline(always)]
-        unsafe fn store_f32(to: *mut f32, v: Self::V) {
-            // SAFETY: as above, and eight elements.
-            unsafe { _mm256_storeu_ps(to, v) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-            // SAFETY: as above.
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn sum(v: Self::V) -> f32 {
-            // SAFETY: as above.
-            unsafe {
-                let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-            }
-        }
-    }
-
-    pub(in super::super) struct Avx512;
-
-    impl Simd for Avx512 {
-        const LANES: usize = 16;
-        type V = __m512;
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self::V {
-            // SAFETY: AVX-512 F is present, by the trait's contract (so in every method below).
-            unsafe { _mm512_set1_ps(value) }
-        }
-        #[inline(always)]
-        unsafe fn load_f32(from: *const f32) -> Self::V {
-            // SAFETY: as above, and sixteen elements.
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u16) -> Self::V {
-            // SAFETY: as above, and sixteen elements.
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> Self::V {
-            // SAFETY: as above, and sixteen elements.
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }
-        }
-        #[inline(always)]
-        unsafe fn store_f32(to: *mut f32, v: Self::V) {
-            // SAFETY: as above, and sixteen elements.
-            unsafe { _mm512_storeu_ps(to, v) }
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-            // SAFETY: as above.
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn sum(v: Self::V) -> f32 {
-            // SAFETY: as above.
-            unsafe { _mm512_reduce_add_ps(v) }
-        }
-    }
-}
+pub(super) use x86::{Avx2, Avx512};

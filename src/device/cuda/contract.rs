@@ -92,6 +92,7 @@ fn structs_lie_alike() {
         ("ShrinkParams", size_of::<ShrinkParams>()),
         ("ExpandParams", size_of::<ExpandParams>()),
         ("BaseParams", size_of::<BaseParams>()),
+        ("FewParams", size_of::<FewParams>()),
     ] {
         let fields = fields_of_cuda(name);
         assert!(fields.len() >= 14, "{name}: {fields:?}");
@@ -124,6 +125,7 @@ fn constants_are_alike() {
         ("CHUNK_ROUTES", CHUNK_ROUTES),
         ("CHUNK_TOKENS", CHUNK_TOKENS),
         ("NONE", u32::MAX),
+        ("FEW_ROUTES", FEW_ROUTES),
         ("SUM", output_word(crate::ops::Output::Sum)),
         ("PER_ROUTE", output_word(crate::ops::Output::PerRoute)),
         ("RANK_SUM", output_word(crate::ops::Output::RankSum)),
@@ -176,6 +178,7 @@ fn bytes_of(kernel: Kernel) -> usize {
         }
         Kernel::ExpandFew | Kernel::ExpandMany | Kernel::ExpandMma => size_of::<ExpandParams>(),
         Kernel::BaseFew | Kernel::BaseMany | Kernel::BaseMma => size_of::<BaseParams>(),
+        Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
     }
 }
 

@@ -37,6 +37,10 @@ pub enum Kernel {
     BaseMany,
     /// 128 tokens and 128 columns on tensor cores.
     BaseMma,
+    /// Few tokens: 16 columns, or 16 ranks of a route.
+    FusedFew,
+    /// The same on tensor cores.
+    FusedFewMma,
 }
 
 /// Which element types are part of a kernel's name.
@@ -53,7 +57,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -69,6 +73,8 @@ impl Kernel {
         Self::BaseFew,
         Self::BaseMany,
         Self::BaseMma,
+        Self::FusedFew,
+        Self::FusedFewMma,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -89,6 +95,8 @@ impl Kernel {
             Self::BaseFew => ("base_few", 256, Named::X),
             Self::BaseMany => ("base_many", 256, Named::X),
             Self::BaseMma => ("base_mma", 256, Named::Half),
+            Self::FusedFew => ("fused_few", 256, Named::XAndA),
+            Self::FusedFewMma => ("fused_few_mma", 256, Named::Half),
         }
     }
 

@@ -80,8 +80,8 @@ impl Cuda {
     fn assemble(stream: Arc<CudaStream>, properties: Properties, set: module::Set) -> Result<Self> {
         stream::check_not_capturing("cuda", &stream, &properties.name)?;
         let module = module::Module::of(stream.context(), set, &properties.name)?;
-        let status =
-            Memory::zeroed_on(&stream, 1).map_err(|e| driver::failed(&properties.name, "status", e))?;
+        let status = Memory::zeroed_on(&stream, status::WORDS)
+            .map_err(|e| driver::failed(&properties.name, "status", e))?;
         let shared = Arc::new(Shared { stream, module, set, properties });
         Ok(Self { shared, status: Arc::new(status), batch_invariant: false, tensor_cores: true })
     }

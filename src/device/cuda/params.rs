@@ -10,6 +10,9 @@ pub(crate) const CHUNK_ROUTES: u32 = 512;
 /// Most tokens in a chunk.
 pub(crate) const CHUNK_TOKENS: u32 = 64;
 
+/// Most routes of a call of fused_few.
+pub(crate) const FEW_ROUTES: u32 = 256;
+
 /// An address in device memory, as a kernel's pointer.
 pub(crate) type Address = u64;
 
@@ -124,6 +127,42 @@ pub(crate) struct BaseParams {
     pub(crate) unused: [u32; 3],
 }
 
+/// One call of fused_few.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct FewParams {
+    pub(crate) slots: Address,
+    pub(crate) status: Address,
+    pub(crate) counters: Address,
+    pub(crate) live_tokens: Address,
+    pub(crate) topk_ids: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) bias: Address,
+    pub(crate) a: Address,
+    pub(crate) b: Address,
+    pub(crate) h: Address,
+    pub(crate) y: Address,
+    pub(crate) tokens: u32,
+    pub(crate) top_k: u32,
+    pub(crate) experts: u32,
+    pub(crate) max_rank: u32,
+    pub(crate) in_features: u32,
+    pub(crate) out_features: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) a_stride: u32,
+    pub(crate) b_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) rank_blocks: u32,
+    pub(crate) shrink_jobs: u32,
+    pub(crate) x_vector: u32,
+    pub(crate) w_vector: u32,
+    pub(crate) slices: u32,
+    pub(crate) slice_ends: [u32; 4],
+}
+
 /// The params of a kernel: passed by value, as its only parameter.
 pub(crate) trait Params: Pod {}
 impl Params for PlanParams {}
@@ -131,6 +170,7 @@ impl Params for RouteParams {}
 impl Params for ShrinkParams {}
 impl Params for ExpandParams {}
 impl Params for BaseParams {}
+impl Params for FewParams {}
 
 /// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
 pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {

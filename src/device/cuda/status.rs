@@ -5,12 +5,18 @@ use crate::error::Result;
 use cudarc::driver::result;
 use std::sync::Arc;
 
+/// The counters' first word: a line of their own behind the status word.
+const AT_COUNTERS: usize = 32;
+
+/// Words of the status word's memory: the status, and counters that every launch finds and leaves at zero.
+pub(super) const WORDS: usize = AT_COUNTERS + 32;
+
 impl Cuda {
-    /// The same device with a status word of its own, so that a layer's troubles are told from another's.
+    /// The same device with a status word (and counters) of its own, so that a layer's troubles are told from another's.
     pub fn with_own_status(&self) -> Result<Self> {
         self.check_not_capturing("cuda")?;
         self.bind()?;
-        let word = Memory::zeroed_on(self.stream(), 1).map_err(|e| self.failed("status", e))?;
+        let word = Memory::zeroed_on(self.stream(), WORDS).map_err(|e| self.failed("status", e))?;
         Ok(Self { status: Arc::new(word), ..self.clone() })
     }
 
@@ -33,5 +39,10 @@ impl Cuda {
     /// Where the status word lies, for kernels.
     pub(crate) fn status_address(&self) -> u64 {
         self.status.address()
+    }
+
+    /// Where the counters lie, for kernels; launches that use them are ordered on the stream.
+    pub(crate) fn counters_address(&self) -> u64 {
+        self.status.address() + AT_COUNTERS as u64 * 4
     }
 }

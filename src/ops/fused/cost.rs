@@ -174,6 +174,7 @@ impl Problem {
             Form::Dense if self.packed => Err("a packed output".into()),
             Form::Dense if self.output != Output::Sum => Err(format!("the output is {}", self.output.name())),
             Form::Dense if limits.batch_invariant => Err("batch-invariant: one form for every batch".into()),
+            Form::Dense if limits.dense_rows == 0 => Err("the device has no dense form".into()),
             Form::Dense if self.used_rows > limits.dense_rows => {
                 Err(format!("{} rows of A, at most {}", self.used_rows, limits.dense_rows))
             }
@@ -193,6 +194,7 @@ impl Problem {
             }
             Form::Few if self.output != Output::Sum => Err(format!("the output is {}", self.output.name())),
             Form::Few if limits.batch_invariant => Err("batch-invariant: one form for every batch".into()),
+            Form::Few if limits.few_tokens == 0 => Err("the device has no form for a few tokens".into()),
             Form::Few if self.tokens > limits.few_tokens => {
                 Err(format!("{} tokens, at most {}", self.tokens, limits.few_tokens))
             }

@@ -2,32 +2,42 @@
 
 use super::{OP, Sizes, cost};
 use crate::adapter::LinearRouter;
-use crate::device::cpu::{Cpu, Pool, Weight};
-use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::ops::{plan::Plan, route::Weighting};
+use crate::device::cpu::{Cpu, Extension, Out, Pool, SharedMut, Tiles, Weight};
+use crate::element::{Element, ElementType};
+use crate::error::Result;
+use crate::ops::plan::{self, Plan};
+use crate::ops::route::{self, Weighting};
+use crate::ops::{check_rows, shrink};
+use half::{bf16, f16};
+
+/// The owner of a row of the pool that belongs to no adapter.
+const NOBODY: u32 = u32::MAX;
 
 impl Cpu {
     /// What the cost model knows of this CPU.
     pub fn fused_limits(&self, problem: &cost::Problem) -> cost::Limits {
         let _ = problem;
+        let threads = self.threads() as f64;
         cost::Limits {
-            bandwidth: 2e10,
-            rate: 1.5e11,
+            bandwidth: 1e10 * threads,
+            rate: 7e10 * threads,
             launch_s: 1e-5,
             tile_tokens: 1,
             rank_step: 1,
-            few_tokens: 0,
-            few_launches: 2,
+            few_tokens: 16,
+            // The plan counts as one: nothing is saved.
+            few_launches: 3,
             plan_launches: 0,
-            dense_rows: 0,
+            dense_rows: 1024,
             dense_experts: 0,
-            sparse: false,
+            sparse: true,
             batch_invariant: false,
         }
     }
 
     /// Base and the experts of `plan` in one pass; `h` is [`Cpu::shrink`]'s. See the [module](super).
+    ///
+    /// A token's sums are the base's, then its routes' in slot order, then the bias: its bits do not depend on its batch.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"
@@ -44,14 +54,31 @@ impl Cpu {
         topk_weights: &[f32],
         y: &mut [X],
     ) -> Result<()> {
-        let _ = (sizes, plan, pool, weight, bias, x, h, topk_weights, y);
-        Err(missing())
+        let slots = pool.slots();
+        self.check_fused(sizes, pool, weight, bias, x, y)?;
+        sizes.check_h(Some(plan.sizes()), slots.max_rank(), h.len(), topk_weights.len())?;
+        plan.check_weights(OP, topk_weights)?;
+        plan.check_pool(OP, pool)?;
+        let routes = |t: usize| {
+            let live = (t * sizes.top_k..(t + 1) * sizes.top_k).filter(|&n| plan.topk_ids()[n] >= 0);
+            live.map(|n| {
+                let id = plan.topk_ids()[n] as usize;
+                let h = &h[sizes.h_row(n) * sizes.h_stride..][..slots.slots()[id].rank as usize];
+                (id, topk_weights[n], h)
+            })
+        };
+        let extension = Extension::new(slots, sizes.tokens, routes);
+        let x = self.fused_tiles(sizes, x);
+        let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
+        self.products(weight, &x, &out, |_, sums| extension.add(self, pool, sums, 0));
+        Ok(())
     }
 
     /// The dense form's first product: `z[t, r] = gate * <x_t, A_r>` for every row r of the pool up to
     /// [`used_rows`](crate::adapter::slots::Slots::used_rows), gate = weight * scaling where r belongs to a chosen expert,
-    /// and 0, whatever x holds, elsewhere. With a router its scores ride in the same product and ids and weights are
-    /// written; without one they are read. z may be columns of x's own rows behind `in_features`.
+    /// and 0, whatever x holds, elsewhere. With a router ids and weights are written first, [`Cpu::route`]'s; without one
+    /// they are read. z may be columns of x's own rows behind `in_features`, where an engine keeps `[x | z]` for a product of
+    /// its own (see [`Cpu::fused_concat`]): it then passes a copy of x, or computes z into a place of its own and copies.
     #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, outputs: the order on every device")]
     pub fn fused_gate<X: Element, Z: Element>(
         &self,
@@ -63,11 +90,59 @@ impl Cpu {
         topk_weights: &mut [f32],
         z: &mut [Z],
     ) -> Result<()> {
-        let _ = (sizes, pool, router, x, topk_ids, topk_weights, z);
-        Err(missing())
+        let slots = pool.slots();
+        let Sizes { tokens, top_k, in_features, x_stride, .. } = *sizes;
+        crate::ops::check_equal(OP, "in_features", slots.sizes().in_features, in_features)?;
+        crate::ops::check_routes(OP, tokens, top_k)?;
+        check_rows(OP, "x", (tokens, in_features, x_stride), x.len())?;
+        sizes.check_z(slots, z.len(), topk_ids.len(), topk_weights.len())?;
+        if let Some((router, weighting)) = router {
+            let experts = router.experts();
+            let routing = route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting };
+            self.route(&routing, router, x, topk_ids, topk_weights)?;
+        }
+        plan::Sizes { tokens, top_k, experts: slots.sizes().experts }.check_ids(topk_ids)?;
+        plan::check_live(OP, slots, top_k, topk_ids)?;
+        plan::check_weights(OP, top_k, topk_ids, topk_weights)?;
+        match slots.sizes().element {
+            ElementType::F32 => self.gated::<X, f32, Z>(sizes, pool, x, (topk_ids, topk_weights), z),
+            ElementType::F16 => self.gated::<X, f16, Z>(sizes, pool, x, (topk_ids, topk_weights), z),
+            ElementType::Bf16 => self.gated::<X, bf16, Z>(sizes, pool, x, (topk_ids, topk_weights), z),
+        }
+        Ok(())
     }
 
-    /// The dense form's second product, `y = [x | z] [weight | B_all]^T (+ bias)`.
+    fn gated<X: Element, A: Element, Z: Element>(
+        &self,
+        sizes: &Sizes,
+        pool: &Pool,
+        x: &[X],
+        (topk_ids, topk_weights): (&[i32], &[f32]),
+        z: &mut [Z],
+    ) {
+        let (slots, inner) = (pool.slots(), sizes.in_features);
+        let rows = slots.used_rows();
+        let mut owners = vec![NOBODY; rows];
+        for (id, slot) in slots.slots().iter().enumerate() {
+            owners[slot.row as usize..][..slot.rank as usize].fill(id as u32);
+        }
+        let gate = |t: usize, owner: u32| {
+            let routes = t * sizes.top_k..(t + 1) * sizes.top_k;
+            let mut chosen = routes.filter(|&n| topk_ids[n] as u32 == owner && topk_ids[n] >= 0).peekable();
+            chosen.peek()?;
+            Some(chosen.map(|n| topk_weights[n] * slots.slots()[owner as usize].scaling).sum::<f32>())
+        };
+        let a = pool.a_rows::<A>();
+        self.dot_rows(
+            (sizes.tokens, rows),
+            |t| &x[t * sizes.x_stride..][..inner],
+            |r| &a[r * inner..][..inner],
+            (z, sizes.h_stride),
+            |t, r, product| Z::from_f32(gate(t, owners[r]).map_or(0.0, |gate| gate * product)),
+        );
+    }
+
+    /// The dense form's second product, `y = [x | z] [weight | B_all]^T (+ bias)`: the base's sums, then all rows of z.
     #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, output: the order on every device")]
     pub fn fused_dense<X: Element, Z: Element>(
         &self,
@@ -79,11 +154,25 @@ impl Cpu {
         z: &[Z],
         y: &mut [X],
     ) -> Result<()> {
-        let _ = (sizes, pool, weight, bias, x, z, y);
-        Err(missing())
+        let slots = pool.slots();
+        self.check_fused(sizes, pool, weight, bias, x, y)?;
+        sizes.check_z(slots, z.len(), sizes.routes(), sizes.routes())?;
+        let (rows, width) = (slots.used_rows(), slots.slice_width());
+        let x = self.fused_tiles(sizes, x);
+        let z = Tiles::new(self, [sizes.tokens], rows, |t| &z[t * sizes.h_stride..][..rows]);
+        let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
+        self.products(weight, &x, &out, |part, sums| match slots.sizes().element {
+            ElementType::F32 => self.extend(&z, pool.b_rows::<f32>(), width, part, sums),
+            ElementType::F16 => self.extend(&z, pool.b_rows::<f16>(), width, part, sums),
+            ElementType::Bf16 => self.extend(&z, pool.b_rows::<bf16>(), width, part, sums),
+        });
+        Ok(())
     }
 
     /// Base and experts of a handful of tokens straight from their ids; `h` is scratch.
+    ///
+    /// On the CPU a plan of a handful of routes costs next to nothing: this is plan, shrink and [`Cpu::fused_sparse`] in one
+    /// call, with their bits, there for engines that treat all devices alike.
     #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, output: the order on every device")]
     pub fn fused_few<X: Element>(
         &self,
@@ -97,11 +186,67 @@ impl Cpu {
         h: &mut [f32],
         y: &mut [X],
     ) -> Result<()> {
-        let _ = (sizes, pool, weight, bias, x, topk_ids, topk_weights, h, y);
-        Err(missing())
+        let Sizes { tokens, top_k, in_features, x_stride, h_stride, output, .. } = *sizes;
+        self.check_fused(sizes, pool, weight, bias, x, y)?;
+        sizes.check_h(None, pool.slots().max_rank(), h.len(), topk_weights.len())?;
+        let experts = pool.slots().sizes().experts;
+        let plan = self.plan(&plan::Sizes { tokens, top_k, experts }, pool, topk_ids)?;
+        plan.check_weights(OP, topk_weights)?;
+        let shrink = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
+        self.shrink(&shrink, &plan, pool, x, topk_weights, h)?;
+        self.fused_sparse(sizes, &plan, pool, weight, bias, x, h, topk_weights, y)
+    }
+
+    /// `[weight | B_all]` as rows `[out_features, in_features + used_rows]`, `row_stride` elements apart: with rows `[x | z]` of
+    /// the engine's own ([`Cpu::fused_gate`]'s z behind x), `[x | z] [weight | B_all]^T` is the fused layer in one plain product.
+    ///
+    /// The better choice only where the engine's GEMM beats [`Cpu::base`] (other instructions than AVX-512, AVX2 or NEON can
+    /// give, such as a matrix unit) and its adapters seldom change: the rows must be made anew whenever one comes or goes.
+    pub fn fused_concat<X: Element>(
+        &self,
+        pool: &Pool,
+        weight: &[X],
+        row_stride: usize,
+        concat: &mut [X],
+    ) -> Result<()> {
+        let slots = pool.slots();
+        let (inputs, outputs) = (slots.sizes().in_features, slots.sizes().out_features);
+        slots.check_not_packed(OP)?;
+        crate::ops::check_len(OP, "weight", inputs * outputs, weight.len())?;
+        check_rows(OP, "row", (outputs, inputs + slots.used_rows(), row_stride), concat.len())?;
+        let rows = concat.chunks_mut(row_stride.max(1));
+        for (o, (row, from)) in rows.zip(weight.chunks(inputs)).enumerate() {
+            row[..inputs].copy_from_slice(from);
+            let experts = &mut row[inputs..][..slots.used_rows()];
+            match slots.sizes().element {
+                ElementType::F32 => column(pool.b_rows::<f32>(), outputs, o, experts),
+                ElementType::F16 => column(pool.b_rows::<f16>(), outputs, o, experts),
+                ElementType::Bf16 => column(pool.b_rows::<bf16>(), outputs, o, experts),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_fused<X: Element>(
+        &self,
+        sizes: &Sizes,
+        pool: &Pool,
+        weight: &Weight<X>,
+        bias: Option<&[X]>,
+        x: &[X],
+        y: &[X],
+    ) -> Result<()> {
+        weight.check(OP, self, sizes.out_features, sizes.in_features)?;
+        sizes.check(pool.slots(), weight.len(), bias.map(<[X]>::len), x.len(), y.len())
+    }
+
+    fn fused_tiles<X: Element>(&self, sizes: &Sizes, x: &[X]) -> Tiles {
+        let row = |t: usize| &x[t * sizes.x_stride..][..sizes.in_features];
+        Tiles::new(self, [sizes.tokens], sizes.in_features, row)
     }
 }
 
-fn missing() -> Error {
-    Error::argument(OP, "form", "a form that the device has", "one that it has not")
+fn column<B: Element, X: Element>(rows: &[B], width: usize, column: usize, to: &mut [X]) {
+    let values = rows[column..].iter().step_by(width);
+    to.iter_mut().zip(values).for_each(|(to, b)| *to = X::from_f32(b.to_f32()));
 }

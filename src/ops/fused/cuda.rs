@@ -9,14 +9,13 @@ use crate::ops::route::{CudaRouter, Weighting};
 impl Cuda {
     /// What the cost model knows of this device.
     pub fn fused_limits(&self, problem: &cost::Problem) -> cost::Limits {
-        let _ = problem;
         cost::Limits {
             bandwidth: 2e12,
             rate: 2e14,
             launch_s: 3e-6,
             tile_tokens: 128,
             rank_step: 16,
-            few_tokens: 0,
+            few_tokens: super::few_cuda::most_tokens(problem.top_k),
             few_launches: 1,
             plan_launches: 1,
             dense_rows: 0,
@@ -78,25 +77,6 @@ impl Cuda {
         y: &mut ViewMut<X>,
     ) -> Result<()> {
         let _ = (sizes, pool, weight, bias, x, z, live_tokens, y);
-        Err(missing())
-    }
-
-    /// Base and experts of a handful of tokens straight from their ids; `h` is scratch.
-    #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, output: the order on every device")]
-    pub fn fused_few<X: Element>(
-        &self,
-        sizes: &Sizes,
-        pool: &device::Pool,
-        weight: &View<X>,
-        bias: Option<&View<X>>,
-        x: &View<X>,
-        topk_ids: &View<i32>,
-        topk_weights: &View<f32>,
-        live_tokens: Option<&View<u32>>,
-        h: &mut ViewMut<f32>,
-        y: &mut ViewMut<X>,
-    ) -> Result<()> {
-        let _ = (sizes, pool, weight, bias, x, topk_ids, topk_weights, live_tokens, h, y);
         Err(missing())
     }
 }

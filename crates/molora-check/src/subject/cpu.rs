@@ -1,6 +1,6 @@
 //! The CPU as a subject.
 
-use super::{PlanArrays, Subject, Timer};
+use super::{PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -11,18 +11,27 @@ use molora::device::cpu::{Pool, Weight};
 use molora::element::{Element, ElementType};
 use molora::error::Result;
 use molora::layer::{Base, MoeLora, Router, Routing};
+use molora::ops::fused::{Form, cost};
 use molora::ops::plan::Plan;
+use std::any::Any;
 use std::time::Instant;
 
 /// The CPU.
 pub struct CpuSubject {
     cpu: Cpu,
+    /// One form of the layer for every number of tokens.
+    one_form: bool,
 }
 
 impl CpuSubject {
     /// With all threads.
     pub fn new() -> Result<Self> {
-        Ok(Self { cpu: Cpu::new()? })
+        Ok(Self { cpu: Cpu::new()?, one_form: false })
+    }
+
+    fn ready<'a>(&self, inputs: &'a Inputs) -> Result<Ready<'a>> {
+        let form = if self.one_form { Some(self.form(&inputs.case)?) } else { inputs.case.form };
+        Ready::new(&self.cpu, inputs, form)
     }
 }
 
@@ -31,8 +40,8 @@ pub(crate) fn pool_sizes(case: &Case) -> PoolSizes {
     PoolSizes {
         in_features: case.in_features,
         out_features: case.out_features,
-        experts: case.experts,
-        rank_capacity: (0..case.experts).map(|e| case.rank(e)).sum(),
+        experts: case.slots(),
+        rank_capacity: (0..case.slots()).map(|e| case.rank(e)).sum(),
         element: case.adapters,
     }
 }
@@ -50,6 +59,8 @@ struct Ready<'a> {
     topk_ids: Vec<i32>,
     topk_weights: Vec<f32>,
     workspace: Vec<f32>,
+    /// A [`Weight`] of x's elements; none where the case has no base.
+    weight: Option<Box<dyn Any>>,
 }
 
 /// A pool for a plan, which reads only whether a slot holds an adapter: the smallest there are.
@@ -61,21 +72,23 @@ fn planned_pool(case: &Case) -> Result<Pool> {
 }
 
 impl<'a> Ready<'a> {
-    fn new(cpu: &Cpu, inputs: &'a Inputs) -> Result<Self> {
+    fn new(cpu: &Cpu, inputs: &'a Inputs, form: Option<Form>) -> Result<Self> {
         let case = &inputs.case;
-        let mut pool = Pool::new(pool_sizes(case))?;
-        for e in 0..inputs.experts.len() {
-            pool.put(e, &inputs.lora(e)?)?;
+        let mut pool = Pool::packed(pool_sizes(case), &case.slice_widths())?;
+        for e in 0..case.slots() {
+            let loras = inputs.loras(e)?;
+            pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
         }
         let plan = cpu.plan(&inputs.plan_sizes(), &pool, &inputs.topk_ids)?;
         let layer = MoeLora::<Cpu>::new(cpu, pool, Router::External { top_k: case.top_k })?;
-        let layer = layer.with_output(case.output);
+        let layer = layer.with_output(case.output).with_form(form);
         Ok(Self {
             inputs,
             plan,
             topk_ids: inputs.topk_ids.clone(),
             topk_weights: inputs.topk_weights.clone(),
             workspace: vec![f32::NAN; layer.workspace_len(case.tokens)],
+            weight: case.op.has_base().then(|| pack(cpu, inputs)).transpose()?,
             layer,
         })
     }
@@ -95,11 +108,11 @@ impl<'a> Ready<'a> {
     fn layer(&mut self, base: bool, y: &mut Tensor) -> Result<()> {
         let inputs = self.inputs;
         let routing = &mut Routing { topk_ids: &mut self.topk_ids, topk_weights: &mut self.topk_weights };
-        let (rows, workspace) = (inputs.layer_rows(), &mut self.workspace);
+        let (rows, workspace, weight) = (inputs.layer_rows(), &mut self.workspace, self.weight.as_deref());
         with_rows!(y, y => {
             let (x, y) = (typed(&inputs.x), y.cells_mut());
             if base {
-                let weight = &pack(self.layer.device(), inputs)?;
+                let weight = packed(weight.expect("a layer has a base"));
                 let base = Base { weight, bias: inputs.bias.as_ref().map(typed) };
                 self.layer.forward(&rows, base, x, routing, workspace, y)
             } else {
@@ -113,17 +126,24 @@ fn typed<T: Pod>(tensor: &Tensor) -> &[T] {
     with_rows!(tensor, rows => bytemuck::cast_slice(rows.cells()))
 }
 
-fn base(cpu: &Cpu, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+fn base(cpu: &Cpu, inputs: &Inputs, weight: &dyn Any, y: &mut Tensor) -> Result<()> {
     let (sizes, bias) = (inputs.base_sizes(), inputs.bias.as_ref());
     with_rows!(y, y => {
         let y = y.cells_mut();
-        cpu.base(&sizes, &pack(cpu, inputs)?, bias.map(typed), typed(&inputs.x), y)
+        cpu.base(&sizes, packed(weight), bias.map(typed), typed(&inputs.x), y)
     })
 }
 
-fn pack<X: Element>(cpu: &Cpu, inputs: &Inputs) -> Result<Weight<X>> {
+/// The case's weight as an engine packs it when it loads a model: outside of every timed call.
+fn pack(cpu: &Cpu, inputs: &Inputs) -> Result<Box<dyn Any>> {
     let sizes = inputs.base_sizes();
-    cpu.pack(sizes.out_features, sizes.in_features, typed(&inputs.weight))
+    with_rows!(&inputs.weight, rows => {
+        Ok(Box::new(cpu.pack(sizes.out_features, sizes.in_features, rows.cells())?))
+    })
+}
+
+fn packed<X: Element>(weight: &dyn Any) -> &Weight<X> {
+    weight.downcast_ref().expect("x's elements")
 }
 
 impl Subject for CpuSubject {
@@ -136,11 +156,16 @@ impl Subject for CpuSubject {
     }
 
     fn batch_invariant(&self) -> Box<dyn Subject> {
-        Box::new(Self { cpu: self.cpu.clone() })
+        Box::new(Self { cpu: self.cpu.clone(), one_form: true })
     }
 
-    fn unsupported(&self, _case: &Case) -> Option<String> {
-        None
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        let limits = self.cpu.fused_limits(problem);
+        cost::Limits { batch_invariant: limits.batch_invariant || self.one_form, ..limits }
+    }
+
+    fn unsupported(&self, case: &Case) -> Option<String> {
+        refused_form(self, case)
     }
 
     fn details(&self) -> Vec<(String, String)> {
@@ -169,23 +194,31 @@ impl Subject for CpuSubject {
     }
 
     fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()> {
-        Ready::new(&self.cpu, inputs)?.shrink(h.cells_mut())
+        self.ready(inputs)?.shrink(h.cells_mut())
     }
 
     fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        Ready::new(&self.cpu, inputs)?.expand(y)
+        self.ready(inputs)?.expand(y)
     }
 
     fn base(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        base(&self.cpu, inputs, y)
+        base(&self.cpu, inputs, &*pack(&self.cpu, inputs)?, y)
     }
 
     fn delta(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        Ready::new(&self.cpu, inputs)?.layer(false, y)
+        self.ready(inputs)?.layer(false, y)
     }
 
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
-        Ready::new(&self.cpu, inputs)?.layer(true, y)
+        self.ready(inputs)?.layer(true, y)
+    }
+
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.ready(inputs)?.layer(true, y)
+    }
+
+    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
+        Err(no_grouped(self))
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
@@ -203,18 +236,22 @@ impl Subject for CpuSubject {
                 let pool = planned_pool(&plan_case(case))?;
                 timed(move || cpu.plan(&sizes, &pool, &inputs.topk_ids).map(drop))
             }
-            Op::Base => timed(move || base(cpu, inputs, &mut y)),
+            Op::Base => {
+                let weight = pack(cpu, inputs)?;
+                timed(move || base(cpu, inputs, &*weight, &mut y))
+            }
             Op::Shrink => {
-                let ready = Ready::new(cpu, inputs)?;
+                let ready = self.ready(inputs)?;
                 timed(move || ready.shrink(h.cells_mut()))
             }
             Op::Expand => {
-                let ready = Ready::new(cpu, inputs)?;
+                let ready = self.ready(inputs)?;
                 timed(move || ready.expand(&mut y))
             }
-            Op::Delta | Op::Layer => {
-                let mut ready = Ready::new(cpu, inputs)?;
-                timed(move || ready.layer(case.op == Op::Layer, &mut y))
+            Op::Grouped => return Err(no_grouped(self)),
+            Op::Delta | Op::Layer | Op::Fused => {
+                let mut ready = self.ready(inputs)?;
+                timed(move || ready.layer(case.op != Op::Delta, &mut y))
             }
         })
     }

@@ -1,7 +1,7 @@
 //! A CUDA device as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer};
+use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -15,6 +15,7 @@ use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
 use molora::layer::cuda::{RoutingView, Workspace};
 use molora::layer::{Base, MoeLora, Router};
+use molora::ops::fused::{Form, cost};
 use molora::ops::{Output, plan, route::CudaRouter, shrink};
 use std::ffi::c_char;
 use std::time::Instant;
@@ -105,13 +106,15 @@ fn filled_pool(cuda: &Cuda, inputs: &Inputs) -> Result<Pool> {
         Op::Plan | Op::Route | Op::Base => plan_case(&inputs.case),
         _ => inputs.case.clone(),
     };
-    let mut pool = Pool::new(cuda, pool_sizes(&case))?;
+    let mut pool = Pool::packed(cuda, pool_sizes(&case), &case.slice_widths())?;
     if inputs.case.op == Op::Plan {
         let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
     }
-    for e in 0..inputs.experts.len() {
-        pool.put(e, &inputs.lora(e)?)?;
+    let experts = if case.op.uses().adapters { case.slots() } else { 0 };
+    for e in 0..experts {
+        let loras = inputs.loras(e)?;
+        pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
     }
     Ok(pool)
 }
@@ -137,7 +140,7 @@ impl<'a, X: Element> Ready<'a, X> {
         let rank_sum = if case.op == Op::Shrink { case.output } else { Output::Sum };
         let scratch = shrink::cuda::scratch_len(rank_sum, case.routes(), pool.max_rank());
         let layer = MoeLora::<Cuda>::new(cuda, pool, Router::External { top_k: case.top_k })?;
-        let layer = layer.with_output(case.output);
+        let layer = layer.with_output(case.output).with_form(case.form);
         let router =
             (case.op == Op::Route).then(|| CudaRouter::new(cuda, inputs.router.clone())).transpose()?;
         Ok(Self {
@@ -165,6 +168,7 @@ impl<'a, X: Element> Ready<'a, X> {
                 let (mut ids, mut weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
                 cuda.route(&inputs.route_sizes(), router, &x, None, &mut ids, &mut weights)
             }
+            Op::Grouped => unreachable!("refused before"),
             Op::Plan => {
                 let ids = self.ids.view(cuda)?;
                 cuda.plan_into(&inputs.plan_sizes(), pool, &ids, None, &mut self.plan)
@@ -183,7 +187,7 @@ impl<'a, X: Element> Ready<'a, X> {
                 let (weight, bias) = (weight.view(cuda)?, bias.as_ref().map(|b| b.view(cuda)).transpose()?);
                 cuda.base(&inputs.base_sizes(), &weight, bias.as_ref(), &x, None, &mut y)
             }
-            Op::Delta | Op::Layer => {
+            Op::Delta | Op::Layer | Op::Fused => {
                 let (weight, bias) = (weight.view(cuda)?, bias.as_ref().map(|b| b.view(cuda)).transpose()?);
                 let (topk_ids, topk_weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
                 let routing = &mut RoutingView { topk_ids, topk_weights, live_tokens: None };
@@ -255,10 +259,19 @@ impl CudaSubject {
         })
     }
 
-    /// Whether expand may take its tensor cores, which round h.
+    /// Whether h, or the weighted h of the fused forms, is rounded to x's element: on tensor cores, and as z of the dense
+    /// form, which is stored so.
     fn rounds_h(&self, case: &Case) -> bool {
-        matches!(case.op, Op::Expand | Op::Delta | Op::Layer)
-            && self.cuda.offer().has_mma(case.x, case.adapters)
+        let mma = self.cuda.offer().has_mma(case.x, case.adapters);
+        match case.op {
+            Op::Expand | Op::Delta => mma,
+            Op::Layer | Op::Fused => match self.form(case) {
+                Ok(Form::Dense) => true,
+                Ok(Form::Beside | Form::Sparse) => mma,
+                Ok(Form::Few) | Err(_) => false,
+            },
+            _ => false,
+        }
     }
 }
 
@@ -308,8 +321,12 @@ impl Subject for CudaSubject {
         Ok(machine_counters())
     }
 
-    fn unsupported(&self, _case: &Case) -> Option<String> {
-        None
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        self.cuda.fused_limits(problem)
+    }
+
+    fn unsupported(&self, case: &Case) -> Option<String> {
+        refused_form(self, case)
     }
 
     fn details(&self) -> Vec<(String, String)> {
@@ -378,6 +395,14 @@ impl Subject for CudaSubject {
 
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
         self.run_to_y(inputs, y)
+    }
+
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
+    }
+
+    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
+        Err(no_grouped(self))
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {

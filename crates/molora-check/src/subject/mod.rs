@@ -7,9 +7,10 @@ mod cuda;
 mod wgpu;
 
 use crate::Inputs;
-use crate::case::Case;
+use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
-use molora::error::Result;
+use molora::error::{Error, Result};
+use molora::ops::fused::{Form, cost};
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
@@ -47,6 +48,15 @@ pub trait Subject: Send + Sync {
     /// The relative error by which the device may round h on its way into expand; 0 where h stays f32.
     fn h_rounding(&self, _case: &Case) -> f64 {
         0.0
+    }
+
+    /// What the cost model knows of the device.
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits;
+
+    /// The form in which the device runs a layer's case, or why not in the demanded one.
+    fn form(&self, case: &Case) -> Result<Form> {
+        let problem = case.problem();
+        Ok(cost::choose(&problem, &self.limits(&problem), case.form)?.form)
     }
 
     /// Whether times on this device mean nothing: a machine that executes and counts.
@@ -88,8 +98,32 @@ pub trait Subject: Send + Sync {
     /// Base product and experts.
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
+    /// Base product and experts in the case's form.
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
+    /// Base experts with their adapters: plans, shrink and the grouped product.
+    fn grouped(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
+
     /// A case made ready for timing.
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
+}
+
+/// What a device without the grouped product says.
+fn no_grouped(subject: &dyn Subject) -> Error {
+    Error::Device { device: subject.name(), reason: "no grouped product".into() }
+}
+
+/// Why a layer's form is not offered for a case, where it is not.
+fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
+    if case.op == Op::Grouped {
+        return Some("the device has no grouped product".into());
+    }
+    let layer = matches!(case.op, Op::Layer | Op::Fused);
+    let why = layer.then(|| subject.form(case).err()).flatten()?.to_string();
+    // Every form has its reason there; a demanded one's own is enough.
+    let form = case.form.map_or(String::new(), |form| format!("{}: ", form.name()));
+    let own = why.rfind(&form).map(|at| why[at..].split(';').next().unwrap_or_default().to_string());
+    Some(own.filter(|own| !form.is_empty() && !own.is_empty()).unwrap_or(why))
 }
 
 /// Every device of this machine, and why others are missing.

@@ -1,7 +1,7 @@
 //! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer};
+use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -13,6 +13,7 @@ use molora::device::wgpu::{Plan, Pool, View};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
 use molora::layer::{Base, MoeLora, Router, RoutingView, Workspace};
+use molora::ops::fused::cost;
 use molora::ops::plan;
 use molora::ops::route::WgpuRouter;
 use std::time::Instant;
@@ -68,13 +69,15 @@ fn filled_pool(wgpu: &Wgpu, inputs: &Inputs) -> Result<Pool> {
         Op::Plan | Op::Route | Op::Base => plan_case(&inputs.case),
         _ => inputs.case.clone(),
     };
-    let mut pool = Pool::new(wgpu, pool_sizes(&case))?;
+    let mut pool = Pool::packed(wgpu, pool_sizes(&case), &case.slice_widths())?;
     if inputs.case.op == Op::Plan {
         let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
     }
-    for e in 0..inputs.experts.len() {
-        pool.put(e, &inputs.lora(e)?)?;
+    let experts = if case.op.uses().adapters { case.slots() } else { 0 };
+    for e in 0..experts {
+        let loras = inputs.loras(e)?;
+        pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
     }
     Ok(pool)
 }
@@ -111,7 +114,7 @@ impl<'a> Ready<'a> {
         let plan = wgpu.plan(&mut encoder, &plan_sizes, &pool, plan_ids)?;
         wgpu.queue().submit([encoder.finish()]);
         let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: case.top_k })?;
-        let layer = layer.with_output(case.output);
+        let layer = layer.with_output(case.output).with_form(case.form);
         let router =
             (case.op == Op::Route).then(|| WgpuRouter::new(wgpu, inputs.router.clone())).transpose()?;
         Ok(Self {
@@ -155,12 +158,15 @@ impl<'a> Ready<'a> {
                 let router = self.router.as_ref().expect("made for this operation");
                 wgpu.route(encoder, &inputs.route_sizes(), router, x, ids, weights)
             }
+            Op::Grouped => unreachable!("refused before"),
             Op::Plan => wgpu.plan_into(encoder, &inputs.plan_sizes(), pool, ids, &mut self.plan),
             Op::Shrink => wgpu.shrink(encoder, &inputs.shrink_sizes(), &self.plan, pool, x, weights, h),
             Op::Expand => wgpu.expand(encoder, &inputs.expand_sizes(), &self.plan, pool, h, weights, y),
             Op::Base => wgpu.base(encoder, &inputs.base_sizes(), weight, bias, x, y),
             Op::Delta => self.layer.forward_delta(encoder, &rows, x, routing, workspace, y),
-            Op::Layer => self.layer.forward(encoder, &rows, Base { weight, bias }, x, routing, workspace, y),
+            Op::Layer | Op::Fused => {
+                self.layer.forward(encoder, &rows, Base { weight, bias }, x, routing, workspace, y)
+            }
         }
     }
 }
@@ -222,9 +228,14 @@ impl Subject for WgpuSubject {
         Box::new(Self { wgpu: self.wgpu.batch_invariant(true) })
     }
 
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        self.wgpu.fused_limits(problem)
+    }
+
     fn unsupported(&self, case: &Case) -> Option<String> {
-        let packed = case.x != ElementType::F32 && matches!(case.op, Op::Base | Op::Layer);
-        (packed && case.in_features % 2 == 1).then(|| "a weight in 16 bits with rows of odd length".into())
+        let packed = case.x != ElementType::F32 && case.op.has_base();
+        let odd = packed && case.in_features % 2 == 1;
+        odd.then(|| "a weight in 16 bits with rows of odd length".into()).or_else(|| refused_form(self, case))
     }
 
     fn details(&self) -> Vec<(String, String)> {
@@ -284,6 +295,14 @@ impl Subject for WgpuSubject {
 
     fn layer(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
         self.run_to_y(inputs, y)
+    }
+
+    fn fused(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
+    }
+
+    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
+        Err(no_grouped(self))
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {

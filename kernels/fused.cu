@@ -1,0 +1,3 @@
+// Fused: base and experts in one accumulator; see src/ops/fused.rs.
+
+#include "fused_few.cuh"

@@ -1,0 +1,159 @@
+//! Rows times packed columns: a block of the inner dimension of one panel, two vectors of columns wide, with all rows of a
+//! list of tiles.
+//!
+//! A register tile holds up to `Simd::ROWS` rows of two vectors; for every k it loads the two vectors of the panel and
+//! broadcasts one x a row: `2 ROWS` multiply-adds for `ROWS + 2` loads. The rows' tiles follow each other over the same block,
+//! which stays in the first-level cache, while the next block is asked for in even steps.
+
+use super::{Kernel, run};
+use crate::device::cpu::rows::Tiles;
+use crate::device::cpu::simd::{Level, Simd};
+use crate::element::Element;
+use std::ops::Range;
+
+/// Inner dimension of a block. Every block's sums start from zero and are then added to `c`, whatever the tile: one order
+/// of summation for every number of rows, and shorter chains of roundings.
+pub(crate) const BLOCK: usize = 256;
+
+/// One call of [`block`].
+pub(crate) struct Block<'a, W> {
+    /// Columns of one k behind each other, `w_stride` elements from one k to the next.
+    pub(crate) w: &'a [W],
+    pub(crate) w_stride: usize,
+    /// Which part of the rows' inner dimension meets `w`; at most [`BLOCK`].
+    pub(crate) inner: Range<usize>,
+    /// What is read next; may be anything.
+    pub(crate) next: *const W,
+    /// Rows.
+    pub(crate) x: &'a Tiles,
+    pub(crate) tiles: Range<usize>,
+    /// Whether `c` holds sums already.
+    pub(crate) add: bool,
+}
+
+/// `c[m][..columns] (+)= sum over k of x[m][inner.start + k] w[k][..columns]` for all rows m of the tiles, `c_stride` elements
+/// from one row of c to the next; `columns` is [`Level::columns`].
+pub(crate) fn block<W: Element>(level: Level, args: &Block<W>, c: &mut [f32], c_stride: usize) {
+    let (columns, k) = (level.columns(), args.inner.len());
+    let rows = args.x.rows_of(args.tiles.clone()).len();
+    if rows == 0 || k == 0 {
+        return;
+    }
+    assert!(args.inner.end <= args.x.inner() && args.w.len() >= (k - 1) * args.w_stride + columns);
+    assert!(c.len() >= (rows - 1) * c_stride + columns && args.x.max_rows() <= level.rows());
+    // SAFETY: the assertions above are the kernel's contract; `Level::detect` found the instruction set.
+    unsafe { run(level, Blocks { args, c: c.as_mut_ptr(), c_stride }) }
+}
+
+struct Blocks<'a, W> {
+    args: &'a Block<'a, W>,
+    c: *mut f32,
+    c_stride: usize,
+}
+
+impl<W: Element> Kernel for Blocks<'_, W> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { args, c, c_stride } = self;
+        let first = args.x.rows_of(args.tiles.clone()).start;
+        let k = args.inner.len();
+        // Cache lines of the next block that each tile asks for in eight steps of k.
+        let lines = 8 * 2 * S::LANES * size_of::<W>() / 64;
+        let share = lines.div_ceil(args.tiles.len());
+        for (i, tile) in args.tiles.clone().enumerate() {
+            let rows = args.x.rows_of(tile..tile + 1);
+            let x = args.x.tile(tile)[args.inner.start * rows.len()..].as_ptr();
+            let next = args.next.cast::<u8>().wrapping_add(i * share * 64 * (k / 8));
+            let tile = Tile {
+                k,
+                x,
+                w: args.w.as_ptr(),
+                w_stride: args.w_stride,
+                next,
+                share,
+                add: args.add,
+                c_stride,
+            };
+            // SAFETY: the tile's rows of c and x, and k steps of w, are there by `block`'s assertions.
+            unsafe {
+                let c = c.add((rows.start - first) * c_stride);
+                match rows.len() {
+                    1 => tile.run::<S, 1>(c),
+                    2 => tile.run::<S, 2>(c),
+                    3 => tile.run::<S, 3>(c),
+                    4 => tile.run::<S, 4>(c),
+                    5 => tile.run::<S, 5>(c),
+                    6 => tile.run::<S, 6>(c),
+                    7 => tile.run::<S, 7>(c),
+                    8 => tile.run::<S, 8>(c),
+                    9 => tile.run::<S, 9>(c),
+                    10 => tile.run::<S, 10>(c),
+                    11 => tile.run::<S, 11>(c),
+                    12 => tile.run::<S, 12>(c),
+                    13 => tile.run::<S, 13>(c),
+                    _ => tile.run::<S, 14>(c),
+                }
+            }
+        }
+    }
+}
+
+/// One register tile.
+struct Tile<W> {
+    k: usize,
+    x: *const f32,
+    w: *const W,
+    w_stride: usize,
+    next: *const u8,
+    share: usize,
+    add: bool,
+    c_stride: usize,
+}
+
+impl<W: Element> Tile<W> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const M: usize>(self, c: *mut f32) {
+        if M > S::ROWS {
+            return;
+        }
+        let (mut x, mut w, mut next) = (self.x, self.w, self.next);
+        // SAFETY: k steps of w and x and M rows of c, by the caller's promise.
+        unsafe {
+            let mut sums = [[S::splat(0.0); 2]; M];
+            for _ in 0..self.k / 8 {
+                for _ in 0..self.share {
+                    S::prefetch(next);
+                    next = next.wrapping_add(64);
+                }
+                for _ in 0..8 {
+                    step::<S, W, M>(x, w, &mut sums);
+                    (x, w) = (x.add(M), w.wrapping_add(self.w_stride));
+                }
+            }
+            for _ in 0..self.k % 8 {
+                step::<S, W, M>(x, w, &mut sums);
+                (x, w) = (x.add(M), w.wrapping_add(self.w_stride));
+            }
+            for (m, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    let place = c.add(m * self.c_stride + v * S::LANES);
+                    let old = if self.add { S::load_f32(place) } else { S::splat(0.0) };
+                    S::store_f32(place, S::add(old, sum));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn step<S: Simd, W: Element, const M: usize>(x: *const f32, w: *const W, sums: &mut [[S::V; 2]; M]) {
+    // SAFETY: two vectors of w and M elements of x, by the caller's promise.
+    unsafe {
+        let columns: [S::V; 2] = [S::load(w), S::load(w.add(S::LANES))];
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let x = S::splat(*x.add(m));
+            sums[0] = S::fma(x, columns[0], sums[0]);
+            sums[1] = S::fma(x, columns[1], sums[1]);
+        }
+    }
+}

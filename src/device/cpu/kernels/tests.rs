@@ -1,0 +1,109 @@
+//! Every level and element on exact inputs.
+
+use super::dot::dot_rows;
+use super::pack::pack_rows;
+use super::terms::{Terms, add_terms, store_row};
+use crate::device::cpu::simd::Level;
+use crate::element::Element;
+use half::{bf16, f16};
+
+/// Multiples of 1/32 below 1: every partial sum of the tests is exact in f32.
+pub(crate) fn values<E: Element>(seed: u32, len: usize) -> Vec<E> {
+    (0..len as u32).map(|i| E::from_f32(((i * 37 + seed * 101) % 64) as f32 / 32.0 - 1.0)).collect()
+}
+
+fn dots<X: Element, W: Element>() {
+    for level in Level::all() {
+        for (m, n, k) in
+            [(1, 1, 1), (1, 9, 7), (3, 4, 16), (5, 5, 33), (4, 13, 64), (9, 3, 100), (5, 9, 2050)]
+        {
+            let (x, w): (Vec<X>, Vec<W>) = (values(1, m * k), values(2, n * k));
+            let (xs, ws): (Vec<&[X]>, Vec<&[W]>) = (x.chunks(k).collect(), w.chunks(k).collect());
+            let mut out = vec![f32::NAN; m * n];
+            dot_rows(level, &xs, &ws, &mut out);
+            for i in 0..m {
+                for j in 0..n {
+                    let exact: f32 = (0..k).map(|c| xs[i][c].to_f32() * ws[j][c].to_f32()).sum();
+                    assert_eq!(out[i * n + j], exact, "{} {m}x{n}x{k} [{i}, {j}]", level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dots_are_exact_on_exact_inputs() {
+    dots::<f32, f32>();
+    dots::<f32, f16>();
+    dots::<f16, bf16>();
+    dots::<bf16, bf16>();
+}
+
+fn sums<B: Element>() {
+    for level in Level::all() {
+        for (rows, width) in [(0, 3), (1, 1), (3, 15), (2, 16), (5, 17), (4, 127), (9, 128), (3, 300)] {
+            let (stride, column) = (width + 5, 3);
+            let b: Vec<B> = values(2, (rows + 1) * stride);
+            let list: Vec<(f32, u32)> = (0..rows).map(|r| (r as f32 - 1.5, (rows - r) as u32)).collect();
+            let mut c: Vec<f32> = values(3, width);
+            add_terms(level, Terms { list: &list, rows: &b, stride, column }, &mut c);
+            for (j, &got) in c.iter().enumerate() {
+                let term = |&(f, r): &(f32, u32)| f * b[r as usize * stride + column + j].to_f32();
+                let exact = values::<f32>(3, width)[j] + list.iter().map(term).sum::<f32>();
+                assert_eq!(got, exact, "{} {rows} terms [{j}] of {width}", level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_rows_are_exact_on_exact_inputs() {
+    sums::<f32>();
+    sums::<f16>();
+    sums::<bf16>();
+}
+
+fn rounding<Y: Element>() {
+    // Ties, values beside them, the ends of the ranges, and what is not finite.
+    let mut c: Vec<f32> =
+        vec![0.0, -0.0, 1e30, -1e30, 65519.9, 65520.0, 1e-8, 6e-8, 1e-40, 3.3e38, f32::INFINITY];
+    c.extend((0..2000u32).map(|i| f32::from_bits(0x3f80_0000 + i * 0x0800)));
+    c.extend((0..2000u32).map(|i| f32::from_bits(0x3880_0000 + i * 0x1000 + i % 3)));
+    for level in Level::all() {
+        let mut y = vec![Y::zeroed(); c.len()];
+        store_row(level, &c, None, &mut y);
+        for (&c, &y) in c.iter().zip(&y) {
+            assert_eq!(y, Y::from_f32(c), "{} {c:e}", level.name());
+        }
+        let bias: Vec<Y> = values(4, c.len());
+        store_row(level, &c, Some(&bias), &mut y);
+        for ((&c, &b), &y) in c.iter().zip(&bias).zip(&y) {
+            assert_eq!(y, Y::from_f32(c + b.to_f32()), "{} {c:e} + bias", level.name());
+        }
+        let mut nan = [Y::zeroed(); 3];
+        store_row(level, &[f32::NAN, f32::from_bits(0x7f80_0001), -f32::NAN], None, &mut nan);
+        assert!(nan.iter().all(|y| y.to_f32().is_nan()), "{}", level.name());
+    }
+}
+
+#[test]
+fn rounding_is_the_elements_own() {
+    rounding::<f32>();
+    rounding::<f16>();
+    rounding::<bf16>();
+}
+
+#[test]
+fn packed_rows_are_the_rows() {
+    for level in Level::all() {
+        for (m, k) in [(1, 1), (3, 15), (14, 16), (5, 33)] {
+            let x: Vec<f16> = values(1, m * k);
+            let rows: Vec<&[f16]> = x.chunks(k).collect();
+            let mut out = vec![f32::NAN; m * k];
+            pack_rows(level, &rows, &mut out);
+            for (i, &v) in out.iter().enumerate() {
+                assert_eq!(v, rows[i % m][i / m].to_f32(), "{} {m}x{k}", level.name());
+            }
+        }
+    }
+}

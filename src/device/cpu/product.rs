@@ -1,0 +1,276 @@
+//! The product with a frozen weight: rows cut into blocks and columns into groups of panels, one of each a task.
+//!
+//! ```text
+//! for every block of the inner dimension          its part of the rows stays in the second-level cache
+//!   for every panel of the group                  the block of the panel stays in the first-level cache
+//!     for every tile of rows                      sums in registers, added to the task's c
+//! ```
+//!
+//! The task's c is then whatever the operation makes of it: experts are added, y is rounded once and stored.
+
+use super::kernels::panel::{BLOCK, Block, block};
+use super::memory::Lines;
+use super::rows::Tiles;
+use super::{Cpu, SharedMut, Weight};
+use crate::element::Element;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Most rows of a task: with [`SUMS`] and a block of these rows a core's second-level cache of 1 MiB holds what is reused.
+const ROWS_AT_ONCE: usize = 512;
+
+/// Most sums of a task.
+const SUMS: usize = 1 << 16;
+
+/// Tasks a thread should have where there are columns enough: what one thread lacks another takes.
+pub(crate) const TASKS_A_THREAD: usize = 8;
+
+thread_local! {
+    static SCRATCH: RefCell<[Lines<f32>; 2]> = RefCell::default();
+}
+
+/// Runs `task` with this thread's memory for sums, which keeps what it has grown to; not within another such task.
+pub(crate) fn with_scratch<R>(task: impl FnOnce(&mut [Lines<f32>; 2]) -> R) -> R {
+    SCRATCH.with_borrow_mut(task)
+}
+
+/// A part of a product: tiles of rows and panels of columns.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) tiles: Range<usize>,
+    pub(crate) panels: Range<usize>,
+}
+
+/// Sums of a part, before they are rounded.
+pub(crate) struct Sums<'a> {
+    /// Packed rows.
+    pub(crate) rows: Range<usize>,
+    /// Columns of the product, the first that of the part's first panel.
+    pub(crate) columns: Range<usize>,
+    c: &'a mut [f32],
+    stride: usize,
+}
+
+impl Sums<'_> {
+    /// The sums of one packed row, all of its columns.
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.c[(row - self.rows.start) * self.stride..][..self.columns.len()]
+    }
+
+    /// The sums of one packed row over some of its columns.
+    pub(crate) fn part(&mut self, row: usize, columns: &Range<usize>) -> &mut [f32] {
+        let first = columns.start - self.columns.start;
+        &mut self.row(row)[first..first + columns.len()]
+    }
+}
+
+/// Where a product ends.
+pub(crate) struct Out<'a, Y> {
+    /// Elements from one row of y to the next.
+    pub(crate) stride: usize,
+    pub(crate) bias: Option<&'a [Y]>,
+    pub(crate) y: SharedMut<'a, Y>,
+}
+
+impl Cpu {
+    /// `y = x weight^T (+ bias)` over all threads, rounded once after `then` has added to the sums.
+    pub(crate) fn products<X: Element>(
+        &self,
+        weight: &Weight<X>,
+        x: &Tiles,
+        out: &Out<X>,
+        then: impl Fn(&Part, &mut Sums) + Sync,
+    ) {
+        let parts = self.parts(x, 0..x.tiles(), 0..weight.panels(), TASKS_A_THREAD * self.threads());
+        self.each(parts.len(), |i| {
+            with_scratch(|[scratch, _]| {
+                let mut sums = self.sums(weight, x, &parts[i], scratch);
+                then(&parts[i], &mut sums);
+                for row in sums.rows.clone() {
+                    let columns = sums.columns.clone();
+                    // SAFETY: rows lie at least their width apart, and every (row, column) is one part's.
+                    let y = unsafe { out.y.part(row * out.stride + columns.start, columns.len()) };
+                    self.store_row(sums.row(row), out.bias.map(|bias| &bias[columns]), y);
+                }
+            });
+        });
+    }
+
+    /// Cuts the tiles and panels of a product into tasks: as many as are wanted where there are panels enough, more where
+    /// the sums of one would outgrow the cache.
+    pub(crate) fn parts(
+        &self,
+        x: &Tiles,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+        wanted: usize,
+    ) -> Vec<Part> {
+        let rows = x.rows_of(tiles.clone()).len();
+        if rows == 0 || panels.is_empty() {
+            return Vec::new();
+        }
+        let blocks = rows.div_ceil(ROWS_AT_ONCE);
+        let most = (SUMS / self.level.columns() / rows.div_ceil(blocks)).max(1);
+        let group = most.min(panels.len().div_ceil(wanted.max(1))).max(1);
+        let groups = panels.len().div_ceil(group);
+        let cut = |range: &Range<usize>, parts: usize, i: usize| {
+            range.start + range.len() * i / parts..range.start + range.len() * (i + 1) / parts
+        };
+        let part =
+            |i| Part { tiles: cut(&tiles, blocks, i % blocks), panels: cut(&panels, groups, i / blocks) };
+        (0..groups * blocks).map(part).collect()
+    }
+
+    /// The part's sums `x weight^T`, on this thread.
+    pub(crate) fn sums<'a, X: Element>(
+        &self,
+        weight: &Weight<X>,
+        x: &Tiles,
+        part: &Part,
+        scratch: &'a mut Lines<f32>,
+    ) -> Sums<'a> {
+        let (columns, rows) = (self.level.columns(), x.rows_of(part.tiles.clone()));
+        let stride = columns * part.panels.len();
+        let panels = |inner: Range<usize>| part.panels.clone().map(move |panel| (inner.clone(), panel));
+        let at = |(inner, panel): &(Range<usize>, usize)| {
+            &weight.panel(*panel)[inner.start * columns..inner.end * columns]
+        };
+        let c = scratch.at_least(rows.len() * stride);
+        if x.inner() == 0 {
+            c.fill(0.0);
+        }
+        let mut steps = blocks_of(x.inner()).flat_map(panels).peekable();
+        while let Some(step) = steps.next() {
+            let (w, (inner, panel)) = (at(&step), step);
+            let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
+            let (tiles, add) = (part.tiles.clone(), inner.start > 0);
+            let args = Block { w, w_stride: columns, inner, next, x, tiles, add };
+            block(self.level, &args, &mut c[(panel - part.panels.start) * columns..], stride);
+        }
+        let columns = part.panels.start * columns..weight.out_features().min(part.panels.end * columns);
+        Sums { rows, columns, c, stride }
+    }
+
+    /// Adds `z rows` to sums, where row k of `rows [z.inner(), width]` belongs to column k of z: the inner loop runs on.
+    pub(crate) fn extend<B: Element>(
+        &self,
+        z: &Tiles,
+        rows: &[B],
+        width: usize,
+        part: &Part,
+        sums: &mut Sums,
+    ) {
+        let columns = self.level.columns();
+        let mut edge = vec![B::zeroed(); 0];
+        for inner in blocks_of(z.inner()) {
+            for panel in part.panels.clone() {
+                let column = panel * columns;
+                let count = columns.min(width - column);
+                let mut w = (&rows[inner.start * width + column..inner.end * width], width);
+                if count < columns {
+                    edge.resize(inner.len() * columns, B::zeroed());
+                    for (to, from) in edge.chunks_mut(columns).zip(w.0.chunks(width)) {
+                        to[..count].copy_from_slice(&from[..count]);
+                    }
+                    w = (&edge, columns);
+                }
+                let (inner, tiles) = (inner.clone(), part.tiles.clone());
+                let next = std::ptr::null();
+                let args = Block { w: w.0, w_stride: w.1, inner, next, x: z, tiles, add: true };
+                block(self.level, &args, &mut sums.c[(panel - part.panels.start) * columns..], sums.stride);
+            }
+        }
+    }
+}
+
+fn blocks_of(inner: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    (0..inner).step_by(BLOCK).map(move |k| k..inner.min(k + BLOCK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cpu::simd::Level;
+    use half::{bf16, f16};
+
+    /// Multiples of 1/8 below 1: every partial sum is exact in f32.
+    fn values<E: Element>(seed: u32, len: usize) -> Vec<E> {
+        (0..len as u32)
+            .map(|i| E::from_f32(((i * 37 + i / 7 + seed * 101) % 16) as f32 / 8.0 - 1.0))
+            .collect()
+    }
+
+    fn product<X: Element>(cpu: &Cpu, (t, i, o): (usize, usize, usize), x: &[X], weight: &[X]) -> Vec<X> {
+        let weight = cpu.pack(o, i, weight).unwrap();
+        let x = Tiles::new(cpu, [t], i, |row| &x[row * i..][..i]);
+        let mut y = vec![X::from_f32(f32::NAN); t * o];
+        let out = Out { stride: o, bias: None, y: SharedMut::new(&mut y) };
+        cpu.products(&weight, &x, &out, |_, _| ());
+        y
+    }
+
+    fn check<X: Element>(level: Level) {
+        let cpu = Cpu { level, ..Cpu::new().unwrap() };
+        let (rows, columns) = (level.rows(), level.columns());
+        for tokens in [1, rows - 1, rows, rows + 1, 3 * rows + 2] {
+            for (inner, out) in [
+                (1, 1),
+                (7, columns - 1),
+                (8, columns),
+                (BLOCK - 1, 2),
+                (BLOCK, columns + 1),
+                (BLOCK + 9, 3 * columns),
+            ] {
+                let (x, w): (Vec<X>, Vec<X>) = (values(1, tokens * inner), values(2, out * inner));
+                let y = product(&cpu, (tokens, inner, out), &x, &w);
+                for (at, &got) in y.iter().enumerate() {
+                    let (x, w) = (&x[at / out * inner..][..inner], &w[at % out * inner..][..inner]);
+                    let exact: f32 = x.iter().zip(w).map(|(x, w)| x.to_f32() * w.to_f32()).sum();
+                    let case = format!("{} {tokens}x{inner}x{out} [{at}]", level.name());
+                    assert_eq!(got, X::from_f32(exact), "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_and_element_is_exact_on_exact_inputs() {
+        for level in Level::all() {
+            check::<f32>(level);
+            check::<f16>(level);
+            check::<bf16>(level);
+        }
+    }
+
+    #[test]
+    fn a_row_alone_has_the_bits_that_it_has_in_a_batch() {
+        let noise =
+            |seed: f32, len: usize| -> Vec<f32> { (0..len).map(|i| (i as f32 * seed).sin()).collect() };
+        for level in Level::all() {
+            let cpu = Cpu { level, ..Cpu::new().unwrap() };
+            let (tokens, inner, out) = (ROWS_AT_ONCE + 41, 2 * BLOCK + 77, 2 * level.columns() + 3);
+            let (x, w) = (noise(0.37, tokens * inner), noise(0.73, out * inner));
+            let all = product(&cpu, (tokens, inner, out), &x, &w);
+            for row in [0, 1, 13, ROWS_AT_ONCE, tokens - 1] {
+                let alone = product(&cpu, (1, inner, out), &x[row * inner..][..inner], &w);
+                assert_eq!(alone, all[row * out..][..out], "{} row {row}", level.name());
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover_every_row_and_column_once() {
+        let cpu = Cpu::new().unwrap();
+        for (tokens, panels) in [(1, 1), (1, 300), (15, 7), (513, 64), (2048, 3)] {
+            let x = Tiles::new(&cpu, [tokens], 1, |_| &[1f32]);
+            let mut seen = vec![0; x.tiles() * panels];
+            for part in cpu.parts(&x, 0..x.tiles(), 0..panels, 16) {
+                assert!(x.rows_of(part.tiles.clone()).len() <= 2 * ROWS_AT_ONCE);
+                for tile in part.tiles.clone() {
+                    part.panels.clone().for_each(|panel| seen[tile * panels + panel] += 1);
+                }
+            }
+            assert!(seen.iter().all(|&times| times == 1), "{tokens} x {panels}");
+        }
+    }
+}
