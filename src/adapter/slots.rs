@@ -399,7 +399,7 @@ mod tests {
         assert_eq!((pool.slots()[1].rank, pool.slice_width()), (5, 4));
         #[cfg(any(feature = "wgpu", feature = "cuda"))]
         assert_eq!(
-            (pool.table_len(), pool.table_entries(1).map(|(at, _)| at).collect()),
+            (pool.table_len(), pool.table_entries(1).map(|(at, _)| at).collect::<Vec<_>>()),
             (8, vec![1, 3, 5, 7])
         );
         assert!(pool.insert_parts(0, &[(0, 0.0); 3]).is_err(), "an adapter changes something");
