@@ -108,24 +108,26 @@ fn fused_variants<X: Element>(
         let ids = View::new(&ids, 0, tokens * top_k)?;
         let weights = View::new(&weights, 0, tokens * top_k)?;
         let plan = wgpu.plan(encoder, &plan::Sizes { tokens, top_k, experts }, &pool, ids)?;
-        for output in [Output::Sum, Output::RankSum] {
-            let sizes = fused::Sizes {
-                tokens,
-                top_k,
-                in_features,
-                out_features,
-                x_stride,
-                y_stride,
-                h_stride,
-                output,
-            };
-            for bias in [None, Some(View::<X>::new(&w, 128, width)?)] {
-                let weight = View::new(&w, 0, width * width)?;
-                wgpu.fused_sparse(encoder, &sizes, &plan, &pool, weight, bias, x, h, weights, y)?;
-                if output == Output::Sum {
-                    wgpu.fused_few(encoder, &sizes, &pool, weight, bias, x, ids, weights, h, y)?;
-                }
+        let sum = fused::Sizes {
+            tokens,
+            top_k,
+            in_features,
+            out_features,
+            x_stride,
+            y_stride,
+            h_stride,
+            output: Output::Sum,
+        };
+        let weight = View::new(&w, 0, width * width)?;
+        for bias in [None, Some(View::<X>::new(&w, 128, width)?)] {
+            wgpu.fused_few(encoder, &sum, &pool, weight, bias, x, ids, weights, h, y)?;
+            if [2, 7].contains(&top_k) {
+                wgpu.fused_sparse(encoder, &sum, &plan, &pool, weight, bias, x, h, weights, y)?;
             }
+        }
+        if top_k == 2 {
+            let sizes = fused::Sizes { output: Output::RankSum, ..sum };
+            wgpu.fused_sparse(encoder, &sizes, &plan, &pool, weight, None, x, h, weights, y)?;
         }
     }
     Ok(())

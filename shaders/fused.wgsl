@@ -31,7 +31,7 @@ fn token_key(t: u32) -> u32 {
         second = min(second, max(e, low));
         low = min(low, e);
     }
-    return low << 16u | second;
+    return (low << 16u) | second;
 }
 
 // Fills `order`; ends behind a barrier.
@@ -67,7 +67,7 @@ fn route_key(n: u32, row: u32, slice: u32) -> u32 {
         return NONE;
     }
     if (part_of(e, slice).rank == 0u) { return NONE; }
-    return e << 3u | (row & 7u);
+    return (e << 3u) | (row & 7u);
 }
 
 fn route_entry(key: u32, n: u32, slice: u32) -> Entry {

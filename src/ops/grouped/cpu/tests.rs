@@ -114,8 +114,10 @@ impl<X: Element> Case<X> {
         let mut y = vec![X::from_f32(7.0); self.sizes.y_rows() * self.sizes.y_stride];
         let mut loras: Vec<Vec<Expert<f32>>> = Vec::new();
         for parts in &self.loras {
-            let expert = |(rank, lora_a, lora_b)| Expert { rank: *rank, scaling: 0.5, lora_a, lora_b };
-            loras.push(parts.iter().map(|(rank, a, b)| expert((rank, a.as_slice(), b.as_slice()))).collect());
+            let experts = parts.iter();
+            let experts =
+                experts.map(|(rank, lora_a, lora_b)| Expert { rank: *rank, scaling: 0.5, lora_a, lora_b });
+            loras.push(experts.collect());
         }
         let (ids, weights) = (&self.topk_ids, &self.topk_weights);
         definition(&self.sizes, ids, &self.lora_ids, &loras, &self.weight, &self.x, weights, &mut y).unwrap();
