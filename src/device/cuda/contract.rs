@@ -93,6 +93,8 @@ fn structs_lie_alike() {
         ("ExpandParams", size_of::<ExpandParams>()),
         ("BaseParams", size_of::<BaseParams>()),
         ("FewParams", size_of::<FewParams>()),
+        ("FusedParams", size_of::<FusedParams>()),
+        ("GateParams", size_of::<GateParams>()),
     ] {
         let fields = fields_of_cuda(name);
         assert!(fields.len() >= 14, "{name}: {fields:?}");
@@ -179,6 +181,7 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::ExpandFew | Kernel::ExpandMany | Kernel::ExpandMma => size_of::<ExpandParams>(),
         Kernel::BaseFew | Kernel::BaseMany | Kernel::BaseMma => size_of::<BaseParams>(),
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
+        Kernel::FusedSparseMma | Kernel::FusedDenseMma | Kernel::FusedMany => size_of::<FusedParams>(),
     }
 }
 

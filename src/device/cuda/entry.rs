@@ -41,6 +41,12 @@ pub enum Kernel {
     FusedFew,
     /// The same on tensor cores.
     FusedFewMma,
+    /// 128 tokens, 128 columns and the tile's experts on tensor cores.
+    FusedSparseMma,
+    /// The same with all rows of z.
+    FusedDenseMma,
+    /// 64 tokens and 64 columns of either in f32.
+    FusedMany,
 }
 
 /// Which element types are part of a kernel's name.
@@ -57,7 +63,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -75,6 +81,9 @@ impl Kernel {
         Self::BaseMma,
         Self::FusedFew,
         Self::FusedFewMma,
+        Self::FusedSparseMma,
+        Self::FusedDenseMma,
+        Self::FusedMany,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -97,6 +106,9 @@ impl Kernel {
             Self::BaseMma => ("base_mma", 256, Named::Half),
             Self::FusedFew => ("fused_few", 256, Named::XAndA),
             Self::FusedFewMma => ("fused_few_mma", 256, Named::Half),
+            Self::FusedSparseMma => ("fused_sparse_mma", 256, Named::Half),
+            Self::FusedDenseMma => ("fused_dense_mma", 256, Named::Half),
+            Self::FusedMany => ("fused_many", 256, Named::XAndA),
         }
     }
 
