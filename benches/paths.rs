@@ -1,5 +1,5 @@
-//! WebGPU: the tiled kernels beside the plain triple loop, and `forward_delta` beside the base product, alternating
-//! in one run on every adapter. `cargo bench --bench paths`
+//! WebGPU: the tiled kernels beside the plain triple loop, `forward_delta` and the fused product beside the base product,
+//! alternating in one run on every adapter. `cargo bench --bench paths`
 //!
 //! The case: 256 tokens, 8 experts, top 2, rank 16, 1024 x 1024, f32, uniform routing. Answers are checked against
 //! the plain loop before the clock starts. Times run from
@@ -8,6 +8,7 @@
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Plan, Pool, View};
 use molora::layer::{MoeLora, Router, RoutingView, Rows, Workspace};
+use molora::ops::fused::{self, Form};
 use molora::ops::{Output, base, expand, plan, shrink};
 use molora::{ElementType, Lora, Wgpu};
 use std::cell::RefCell;
@@ -20,6 +21,8 @@ const EXPERTS: usize = 8;
 const RANK: usize = 16;
 const WIDTH: usize = 1024;
 const ROUNDS: usize = 9;
+/// For ratios that are held against a bar.
+const MANY_ROUNDS: usize = 40;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -91,6 +94,12 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     let [base, delta] = alternate(software, [&mut || ours.run(Step::Base), &mut || ours.run(Step::Delta)])?;
     println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
 
+    for step in [Step::Fused(Form::Sparse), Step::Fused(Form::Beside)] {
+        let mut pairs = pairs(software, MANY_ROUNDS, [&mut || ours.run(Step::Base), &mut || ours.run(step)])?;
+        let [low, middle, high] = median_ratio(&mut pairs);
+        println!("{step:?} / base: {middle:.3} ({low:.3} to {high:.3}, 95 %, {MANY_ROUNDS} pairs)");
+    }
+
     let one_form = Ours::new(wgpu, &buffers, (&a, &b), true)?;
     let [free, fixed] =
         alternate(software, [&mut || ours.run(Step::OneToken), &mut || one_form.run(Step::OneToken)])?;
@@ -115,27 +124,39 @@ fn clock(software: bool) -> f64 {
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Medians in microseconds of two runs that take turns.
-fn alternate(
-    software: bool,
-    runs: [&mut dyn FnMut() -> Result<(), Failure>; 2],
-) -> Result<[f64; 2], Failure> {
-    let mut times = [Vec::new(), Vec::new()];
-    let [first, second] = runs;
-    for round in 0..=ROUNDS {
-        for (run, times) in [&mut *first, &mut *second].into_iter().zip(&mut times) {
-            let begin = clock(software);
-            run()?;
-            // The first round warms up.
-            if round > 0 {
-                times.push((clock(software) - begin) * 1e6);
-            }
-        }
+type Run<'a> = &'a mut dyn FnMut() -> Result<(), Failure>;
+
+/// Microseconds of two runs that take turns.
+fn pairs(software: bool, rounds: usize, [first, second]: [Run; 2]) -> Result<Vec<[f64; 2]>, Failure> {
+    let time = |run: Run| -> Result<f64, Failure> {
+        let begin = clock(software);
+        run()?;
+        Ok((clock(software) - begin) * 1e6)
+    };
+    let mut pairs = Vec::new();
+    // The first round warms up.
+    for _ in 0..=rounds {
+        pairs.push([time(first)?, time(second)?]);
     }
-    Ok(times.map(|mut t| {
-        t.sort_by(f64::total_cmp);
-        t[t.len() / 2]
+    Ok(pairs.split_off(1))
+}
+
+/// Medians in microseconds of two runs that take turns.
+fn alternate(software: bool, runs: [Run; 2]) -> Result<[f64; 2], Failure> {
+    let pairs = pairs(software, ROUNDS, runs)?;
+    Ok([0, 1].map(|run| {
+        let mut times: Vec<f64> = pairs.iter().map(|pair| pair[run]).collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
     }))
+}
+
+/// The median of second / first, between the ends of its 95 % interval: the order statistics that a fair coin puts around it.
+fn median_ratio(pairs: &mut [[f64; 2]]) -> [f64; 3] {
+    let ratio = |pair: &[f64; 2]| pair[1] / pair[0];
+    pairs.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+    let (middle, reach) = (pairs.len() / 2, (0.98 * (pairs.len() as f64).sqrt()).ceil() as usize);
+    [middle.saturating_sub(reach), middle, (middle + reach).min(pairs.len() - 1)].map(|i| ratio(&pairs[i]))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,6 +166,8 @@ enum Step {
     Base,
     Delta,
     OneToken,
+    /// Shrink and the rest of a form; the plan is there, as the separate products' is.
+    Fused(Form),
 }
 
 struct Buffers {
@@ -219,6 +242,34 @@ impl<'a> Ours<'a> {
                 let (in_features, out_features, x_stride, y_stride) = (WIDTH, WIDTH, WIDTH, WIDTH);
                 let sizes = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
                 wgpu.base(&mut encoder, &sizes, View::whole(&b.weight), None, x, y)?;
+            }
+            Step::Fused(form) => {
+                let (in_features, out_features) = (WIDTH, WIDTH);
+                let (x_stride, y_stride, h_stride) = (WIDTH, WIDTH, RANK);
+                let shrink = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
+                wgpu.shrink(&mut encoder, &shrink, &self.plan, pool, x, weights, h)?;
+                let weight = View::whole(&b.weight);
+                if form == Form::Sparse {
+                    let sizes = fused::Sizes {
+                        tokens,
+                        top_k,
+                        in_features,
+                        out_features,
+                        x_stride,
+                        y_stride,
+                        h_stride,
+                        output,
+                    };
+                    let plan = &self.plan;
+                    wgpu.fused_sparse(&mut encoder, &sizes, plan, pool, weight, None, x, h, weights, y)?;
+                } else {
+                    let base = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
+                    wgpu.base(&mut encoder, &base, weight, None, x, y)?;
+                    let accumulate = true;
+                    let sizes =
+                        expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
+                    wgpu.expand(&mut encoder, &sizes, &self.plan, pool, h, weights, y)?;
+                }
             }
             Step::Delta | Step::OneToken => {
                 let tokens = if step == Step::Delta { TOKENS } else { 1 };

@@ -41,8 +41,8 @@ struct Shared {
     };
     float sums[TOKENS][ROWS];
     Route routes[FEW_ROUTES];
-    u32 tokens[TOKENS]; // whose x the rows are multiplied with
-    u32 ticket, count;  // of tokens
+    u32 tokens[TOKENS]; // whose x the rows are multiplied with: `count`, the last one again behind them
+    u32 count;
 };
 
 // Rows of a matrix times tokens: of the weight, or of A. Rows behind the last repeat it.
@@ -56,7 +56,7 @@ template <class W> struct Matrix {
 template <class X, u32 NT> __device__ __forceinline__ void multiply_tiles(const FewParams& p, Shared& s, const Matrix<X>& w) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     slabs::Products<X, 1, NT> products;
-    auto x_row = [&](u32 i) { return (const X*)p.x + (size_t)s.tokens[min(i, s.count - 1)] * p.x_stride; };
+    auto x_row = [&](u32 i) { return (const X*)p.x + (size_t)s.tokens[i] * p.x_stride; };
     products.begin([&](u32 i) { return w.row(i); }, x_row, warp, lane);
     products.add_all(p.in_features, warp, lane);
 #pragma unroll
@@ -92,7 +92,9 @@ template <class W, class X>
 __device__ __forceinline__ void dot_tokens(const FewParams& p, const Shared& s, const W* w, bool vector, float (&sums)[TOKENS]) {
     constexpr u32 N = sizeof(W) == 4 && sizeof(X) == 4 ? 4 : 8;
     u32 k = p.in_features, count = s.count, lane = threadIdx.x % 32, i = vector ? N * lane : k;
-    auto x_row = [&](u32 m) { return (const X*)p.x + (size_t)s.tokens[min(m, count - 1)] * p.x_stride; };
+    // Looked up again in each round: sixteen addresses would take 32 registers.
+    const volatile u32* tokens = s.tokens;
+    auto x_row = [&](u32 m) { return (const X*)p.x + (size_t)tokens[m] * p.x_stride; };
     Raw<W, N> next = {};
     if (i + N <= k) next = load<N>(w + i);
 #pragma unroll 1
@@ -166,7 +168,9 @@ __device__ __forceinline__ bool find_tokens(const FewParams& p, Shared& s, u32 n
         bool names = false;
         for (u32 i = 0; threadIdx.x < live && i < p.top_k; i++) names |= p.topk_ids[threadIdx.x * p.top_k + i] == id;
         u32 all = __ballot_sync(ALL_LANES, names);
-        if (names) s.tokens[__popc(all & ~(ALL_LANES << threadIdx.x))] = threadIdx.x;
+        u32 rest = all;
+        for (u32 i = 0; i < threadIdx.x && (rest & rest - 1) != 0; i++) rest &= rest - 1;
+        if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = __ffs(rest) - 1;
         if (threadIdx.x == 0) s.count = __popc(all);
     }
     __syncthreads();
@@ -227,9 +231,19 @@ __device__ __forceinline__ void leave(const FewParams& p) {
     if (before + 1 == gridDim.x) p.counters[TICKET] = p.counters[SHRUNK] = p.counters[LEFT] = 0;
 }
 
-// A slice's part of every route, and B on its way to the second-level cache. `first`, `end`: the slice's columns.
+struct Slice {
+    u32 index, first, end; // its columns
+};
+
+__device__ __forceinline__ Slice slice_at(const FewParams& p, u32 column) {
+    Slice slice{0, 0, p.slice_ends[0]};
+    while (column >= slice.end) slice = Slice{slice.index + 1, slice.end, p.slice_ends[slice.index + 1]};
+    return slice;
+}
+
+// A slice's part of every route, and B on its way to the second-level cache.
 template <class B>
-__device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, u32 slice, u32 o0, u32 first, u32 live) {
+__device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, const Slice& slice, u32 o0, u32 live) {
     u32 n = threadIdx.x;
     if (n < live * p.top_k) {
         Route route = {};
@@ -238,7 +252,7 @@ __device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, u32 s
         if (slot.rank != 0) {
             Slot part = slot;
             if (p.slices > 1) {
-                uint4 v = __ldg((const uint4*)p.slots + (size_t)(1 + slice) * p.experts + id);
+                uint4 v = __ldg((const uint4*)p.slots + (size_t)(1 + slice.index) * p.experts + id);
                 part = Slot{v.x, v.y, __uint_as_float(v.z), v.w};
             }
             float weight = p.topk_weights[n];
@@ -248,7 +262,7 @@ __device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, u32 s
         s.routes[n] = route;
     }
     __syncthreads();
-    u32 column = max(o0, first) - first;
+    u32 column = max(o0, slice.first) - slice.first;
     for (u32 i = threadIdx.x / 32; i < live * p.top_k; i += WARPS) {
         const B* b = (const B*)p.b + (size_t)s.routes[i].row * p.b_stride + column;
         for (u32 r = threadIdx.x % 32; r < s.routes[i].rank; r += 32) {
@@ -291,9 +305,10 @@ __device__ __forceinline__ float sum_columns(const float (&v)[8], u32 lane) {
 // A warp's shares of the experts' part of 16 columns from o0 on: step i of token t, 16 ranks of a route, belongs to
 // share i % 8, which warp (i + t) % 8 makes. A lane takes a rank and eight columns.
 template <class B>
-__device__ __forceinline__ void make_shares(const FewParams& p, Shared& s, u32 o0, u32 first, u32 end, u32 live) {
+__device__ __forceinline__ void make_shares(const FewParams& p, Shared& s, const Slice& slice, u32 o0, u32 live) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = lane / 2;
-    int column = (int)(o0 + 8 * (lane % 2)) - (int)first, low = max(-column, 0), high = min((int)(end - first) - column, 8);
+    int column = (int)(o0 + 8 * (lane % 2)) - (int)slice.first;
+    int low = max(-column, 0), high = min((int)(slice.end - slice.first) - column, 8);
 #pragma unroll 1
     for (u32 t = 0; t < live; t++) {
         u32 share = (warp - t) % WARPS, steps = 0;
@@ -324,20 +339,22 @@ __device__ __forceinline__ void make_shares(const FewParams& p, Shared& s, u32 o
 // 16 columns of y.
 template <class Multiply, class X, class B>
 __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, u32 live) {
-    u32 slice = 0, first = 0, end = p.slice_ends[0], t = threadIdx.x / ROWS, c = threadIdx.x % ROWS;
-    while (o0 >= end) first = end, end = p.slice_ends[++slice];
-    if (p.shrink_jobs > 0) list_routes<B>(p, s, slice, o0, first, live);
-    if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = threadIdx.x;
+    if (p.shrink_jobs > 0) {
+        Slice slice = slice_at(p, o0);
+        list_routes<B>(p, s, slice, o0, live);
+    }
+    if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = min(threadIdx.x, live - 1);
     if (threadIdx.x == 0) s.count = live;
     __syncthreads();
     Matrix<X> w{(const X*)p.weight + (size_t)o0 * p.in_features, p.in_features, p.out_features - o0};
     Multiply::multiply(p, s, w, p.w_vector);
-    bool works = t < live && c < w.count;
+    u32 t = threadIdx.x / ROWS, c = threadIdx.x % ROWS;
+    bool works = t < live && c < p.out_features - o0;
     float sum = works ? s.sums[t][c] : 0.0f;
     if (p.shrink_jobs > 0) {
         wait_for_h(p);
-        while (true) {
-            make_shares<B>(p, s, o0, first, end, live);
+        for (Slice slice = slice_at(p, o0);;) {
+            make_shares<B>(p, s, slice, o0, live);
             __syncthreads();
             if (works) {
                 float part = 0.0f;
@@ -345,10 +362,10 @@ __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, 
                 for (u32 i = 0; i < WARPS; i++) part += s.shares[i][t][c];
                 sum += part;
             }
-            if (slice + 1 == p.slices || end >= o0 + ROWS) break;
-            first = end, end = p.slice_ends[++slice];
+            if (slice.index + 1 == p.slices || slice.end >= o0 + ROWS) break;
+            slice = Slice{slice.index + 1, slice.end, p.slice_ends[slice.index + 1]};
             __syncthreads();
-            list_routes<B>(p, s, slice, o0, first, live);
+            list_routes<B>(p, s, slice, o0, live);
         }
     }
     if (!works) return;
@@ -358,10 +375,10 @@ __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, 
 
 template <class Multiply, class X, class A> __device__ __forceinline__ void fused(const FewParams& p) {
     __shared__ Shared s;
+    __shared__ u32 ticket; // not beside what is written later: one load would take both
     u32 live = live_tokens(p.live_tokens, p.tokens);
-    if (threadIdx.x == 0) s.ticket = atomicAdd(p.counters + TICKET, 1);
+    if (threadIdx.x == 0) ticket = atomicAdd(p.counters + TICKET, 1);
     __syncthreads();
-    u32 ticket = s.ticket;
     if (ticket < p.shrink_jobs) {
         shrink_job<Multiply, A>(p, s, ticket, live);
         publish(p);

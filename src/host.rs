@@ -18,6 +18,7 @@ use crate::layer::{Base, MoeLora, Router, Routing, Rows};
 #[cfg(feature = "wgpu")]
 use crate::layer::{RoutingView, Workspace};
 use crate::ops::check_len;
+use crate::ops::fused::cost::Choice;
 
 /// One of the devices.
 #[derive(Debug, Clone)]
@@ -209,6 +210,17 @@ impl<X: Element> HostLayer<X> {
     /// written by the router, or read where it is external.
     pub fn forward(&mut self, tokens: usize, x: &[X], routing: Routing, y: &mut [X]) -> Result<()> {
         self.run(tokens, x, routing, y, true)
+    }
+
+    /// The form in which a call over `tokens` tokens runs, and why.
+    pub fn choose(&self, tokens: usize) -> Result<Choice> {
+        match &self.inner {
+            Inner::Cpu { layer, .. } => layer.choose::<X>(tokens),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, .. } => layer.choose::<X>(tokens),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu { layer, .. } => layer.choose::<X>(tokens),
+        }
     }
 
     /// `y += experts`.

@@ -13,6 +13,7 @@ use molora::device::cuda::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, sy
 use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
 use molora::layer::cuda::{RoutingView, Workspace};
 use molora::layer::{Base, MoeLora, Router, Routing, Rows};
+use molora::ops::fused::Form;
 use molora::ops::route::CudaRouter;
 use molora::ops::route::Weighting;
 use molora::ops::{Output, base, expand, plan, route};
@@ -200,14 +201,17 @@ fn a_captured_layer_sees_later_adapters_and_tokens_in_16_bits() {
 #[test]
 fn a_captured_layer_is_its_launches() {
     let Some(cuda) = device() else { return };
-    for (output, launches) in [(Output::Sum, 4), (Output::RankSum, 5)] {
-        let layer = external::<f32>(&cuda, &[0, 1]).with_output(output);
+    let (few, beside) = (Some(Form::Few), Some(Form::Beside));
+    for (form, output, launches) in
+        [(few, Output::Sum, 1), (beside, Output::Sum, 4), (beside, Output::RankSum, 5)]
+    {
+        let layer = external::<f32>(&cuda, &[0, 1]).with_output(output).with_form(form);
         let (mut workspace, mut engine) = (layer.workspace(TOKENS).unwrap(), Engine::<f32>::new(&cuda));
         let graph = engine.capture(&layer, &mut workspace);
         let mut nodes = 0usize;
         // SAFETY: a graph that lives, asked for the number of its nodes alone.
         let asked = unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &mut nodes) };
-        assert_eq!((asked, nodes), (sys::CUresult::CUDA_SUCCESS, launches), "{output:?}");
+        assert_eq!((asked, nodes), (sys::CUresult::CUDA_SUCCESS, launches), "{form:?} {output:?}");
     }
 }
 

@@ -166,6 +166,7 @@ impl<X: Element, A: Element> Problem<X, A> {
         let sizes = self.shape.sizes();
         Engine {
             sizes,
+            routes: sizes.routes(),
             x: cuda.upload(&self.x).unwrap(),
             weight: cuda.upload(&self.weight).unwrap(),
             bias: self.bias.as_ref().map(|bias| cuda.upload(bias).unwrap()),
@@ -181,6 +182,7 @@ impl<X: Element, A: Element> Problem<X, A> {
 /// Device memory of one problem.
 struct Engine<X> {
     sizes: Sizes,
+    routes: usize,
     x: CudaSlice<X>,
     weight: CudaSlice<X>,
     bias: Option<CudaSlice<X>>,
@@ -195,8 +197,11 @@ impl<X: Element> Engine<X> {
     fn call(&mut self, cuda: &Cuda, pool: &Pool) -> molora::error::Result<()> {
         let view = |slice| View::whole(cuda, slice).unwrap();
         let bias = self.bias.as_ref().map(|bias| View::whole(cuda, bias).unwrap());
-        let (ids, live) = (View::whole(cuda, &self.ids).unwrap(), View::whole(cuda, &self.live).unwrap());
-        let weights = View::whole(cuda, &self.weights).unwrap();
+        // A slice holds at least one element; a call without routes has none.
+        let routes = self.routes;
+        let ids = View::new(cuda, self.ids.slice(0..routes)).unwrap();
+        let weights = View::new(cuda, self.weights.slice(0..routes)).unwrap();
+        let live = View::whole(cuda, &self.live).unwrap();
         let mut h = ViewMut::whole(cuda, &mut self.h).unwrap();
         let mut y = ViewMut::whole(cuda, &mut self.y).unwrap();
         let (weight, x) = (view(&self.weight), view(&self.x));

@@ -239,8 +239,8 @@ impl Wgpu {
             params: &params,
             bindings: &[
                 Binding::rows("h", h, sizes.h_stride),
-                Binding::pool("b", slots.sizes().element, pool.b()),
-                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::pool_b("b", pool),
+                Binding::slots(pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::read("topk_weights", topk_weights),
                 Binding::write("y", y),

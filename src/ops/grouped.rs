@@ -21,6 +21,8 @@
 //! The base experts' plan is an ordinary plan over `topk_ids` and a pool of markers (`Pool::markers`), whose slots are all
 //! live and hold nothing.
 
+mod cpu;
+
 use super::{Expert, check_len, check_rows};
 use crate::element::Element;
 use crate::error::{Error, Result};

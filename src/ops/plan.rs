@@ -251,7 +251,7 @@ impl Wgpu {
                 params: &plan.params()?,
                 bindings: &[
                     Binding::ids("topk_ids", Access::Read, topk_ids),
-                    Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                    Binding::slots(pool),
                     Binding::table("plan", "array<u32>", Access::ReadWrite, &plan.buffer),
                     Binding::status(self),
                 ],

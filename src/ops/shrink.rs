@@ -11,7 +11,7 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, check_packed, tile_constants};
+use super::{Grid, NOTHING_BEHIND, check_packed, tile_constants};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
@@ -268,7 +268,7 @@ impl Wgpu {
             constants: &[],
             params: &params,
             bindings: &[
-                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::slots(pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::read("topk_weights", topk_weights),
                 Binding::read("routes_h", View::<f32>::whole(&per_route)),
@@ -304,6 +304,7 @@ impl Wgpu {
             op: OP,
             entry: if grid.form == Form::Few { "shrink_few" } else { "shrink_many" },
             body: &[
+                NOTHING_BEHIND,
                 include_str!("../../shaders/rows.wgsl"),
                 include_str!("../../shaders/tile.wgsl"),
                 include_str!("../../shaders/shrink.wgsl"),
@@ -315,8 +316,8 @@ impl Wgpu {
             params: &params,
             bindings: &[
                 Binding::rows("x", x, sizes.x_stride),
-                Binding::pool("w", slots.sizes().element, pool.a()),
-                Binding::table("slots", "array<Slot>", Access::Read, pool.table()),
+                Binding::pool_a("w", pool),
+                Binding::slots(pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::write("h", h),
                 Binding::status(self),

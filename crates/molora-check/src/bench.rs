@@ -1,6 +1,6 @@
 //! The cases that are timed, and the look at the answer before the clock starts.
 
-use crate::case::{Case, Op};
+use crate::case::{Case, Group, Op};
 use crate::expect::{self, Roundings};
 use crate::guarded::Tensor;
 use crate::inputs::Inputs;
@@ -10,6 +10,8 @@ use crate::routing::Routing;
 use crate::run::{Outcome, check};
 use crate::subject::Subject;
 use molora::element::ElementType;
+use molora::ops::fused::Form;
+use molora::ops::grouped::Rows;
 
 /// Operations that the definition may take for one look.
 const MOST_FLOPS: f64 = 4e8;
@@ -29,11 +31,57 @@ const LAYERS: [(usize, usize, usize, usize, usize); 7] = [
     (4096, 4096, 48, 3, 8),
 ];
 
+/// Most tokens of the form for a handful of them on any device.
+const FEW: usize = 16;
+
 /// The small layer of quick runs.
 const QUICK: (usize, usize, usize, usize, usize) = (1024, 1024, 8, 2, 16);
 
-/// The cases of an operation that are timed; `quick` keeps those of one small layer.
+/// Grouped layers: gate and up, then down, of base experts as wide as Qwen3-30B-A3B's and as the one that mistral.rs times,
+/// with a part of their experts, since a base of f32 shall fit any machine: `(hidden, width, experts, top_k, rank)`.
+const GROUPS: [(usize, usize, usize, usize, usize); 2] = [(2048, 768, 16, 8, 16), (4096, 1536, 8, 8, 16)];
+
+/// The cases of an operation that are timed; `quick` keeps those of one small layer. Those of the fused layer come in every
+/// form.
 pub fn cases(op: Op, tokens: &[usize], quick: bool) -> Vec<Case> {
+    if op == Op::Grouped {
+        return grouped(tokens, quick);
+    }
+    let cases = plain(op, tokens, quick);
+    if op != Op::Fused {
+        return cases;
+    }
+    let mut forms = Vec::new();
+    for case in cases {
+        // Three slices, as of queries, keys and values.
+        forms.push(Case { slices: 3, ..case.clone() });
+        for form in Form::ALL {
+            if form != Form::Few || case.tokens <= FEW {
+                forms.push(Case { form: Some(form), ..case.clone() });
+            }
+        }
+    }
+    forms
+}
+
+fn grouped(tokens: &[usize], quick: bool) -> Vec<Case> {
+    let groups = if quick { vec![(1024, 512, 8, 2, 16)] } else { GROUPS.to_vec() };
+    let mut cases = Vec::new();
+    for (hidden, width, experts, top_k, rank) in groups {
+        for &tokens in tokens {
+            let case = Case { tokens, top_k, experts: 4, ranks: vec![rank], ..Case::new(Op::Grouped) };
+            let case = case.element(ElementType::Bf16);
+            let up = Group { experts, rows: Rows::Gated, x_per_route: false };
+            let down = Group { experts, rows: Rows::Combined, x_per_route: true };
+            let sizes =
+                |group, in_features, out_features| Case { group, in_features, out_features, ..case.clone() };
+            cases.extend([sizes(up, hidden, 2 * width), sizes(down, width, hidden)]);
+        }
+    }
+    cases
+}
+
+fn plain(op: Op, tokens: &[usize], quick: bool) -> Vec<Case> {
     if quick {
         return tokens.iter().map(|&tokens| sized(op, QUICK, tokens)).collect();
     }
@@ -140,7 +188,8 @@ mod tests {
     fn every_operation_has_cases() {
         for op in Op::ALL {
             assert!(cases(op, &[1, 64], false).len() >= 4, "{}", op.name());
-            assert!(cases(op, &[1, 64], true).len() == 2, "{}", op.name());
+            let two = if matches!(op, Op::Fused | Op::Grouped) { 4..10 } else { 2..3 };
+            assert!(two.contains(&cases(op, &[1, 64], true).len()), "{}", op.name());
         }
     }
 }

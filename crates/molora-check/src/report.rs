@@ -162,11 +162,11 @@ pub fn measure(timer: &mut Timer<'_>, samples: usize, budget: Duration) -> Resul
     Ok(times[samples / 2])
 }
 
-/// A time as a line. The baseline is the definition; beside a layer it is the base product alone.
+/// A time as a line. The baseline is the definition; beside a layer and a grouped product it is the base alone.
 pub fn line(subject: &dyn Subject, inputs: &Inputs, time: Duration, budget: Duration) -> Result<Line> {
     let (case, Work { flops, bytes }) = (&inputs.case, work(inputs));
     let seconds = time.as_secs_f64();
-    let (baseline, base_time) = if matches!(case.op, Op::Layer | Op::Fused) {
+    let (baseline, base_time) = if matches!(case.op, Op::Layer | Op::Fused | Op::Grouped) {
         let base = Inputs::new(&base_of(case));
         ("base", Some(measure(&mut subject.timer(&base)?, 5, budget)?))
     } else {
@@ -187,6 +187,9 @@ pub fn line(subject: &dyn Subject, inputs: &Inputs, time: Duration, budget: Dura
 
 /// The base product alone of a layer's case.
 fn base_of(case: &Case) -> Case {
+    if case.op == Op::Grouped {
+        return Case { experts: 0, ..case.clone() };
+    }
     Case {
         x: case.x,
         adapters: case.x,

@@ -19,7 +19,8 @@ pub struct BenchArgs {
     /// Only devices with this in their name (`cpu`, `cuda`, `wgpu`, `lavapipe`, ..)
     #[arg(long)]
     device: Option<String>,
-    /// Only these operations (`route`, `plan`, `shrink`, `expand`, `base`, `delta`, `layer`)
+    /// Only these operations (`route`, `plan`, `shrink`, `expand`, `base`, `delta`, `layer`, `fused`,
+    /// `grouped`)
     #[arg(long, value_delimiter = ',', value_parser = parse_op)]
     op: Vec<Op>,
     /// Tokens of a call

@@ -5,4 +5,5 @@ pub mod demo;
 pub mod devices;
 pub mod engine;
 pub mod fetch;
+pub mod forms;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::{bench, demo, devices, verify};
+use molora_cli::{bench, demo, devices, forms, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -20,6 +20,7 @@ enum Command {
     Devices(devices::DevicesArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Forms(forms::FormsArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Forms(args) => forms::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -55,6 +55,8 @@ fn demo_matches_expected() {
         let difference = got["golden"]["max_logit_difference"][setting].as_f64().unwrap();
         assert!(difference < 1e-3, "{setting}: {difference}");
     }
+    let forms = got["forms"].as_object().unwrap();
+    assert!(!forms.is_empty() && !forms.contains_key("beside"), "every linear ran fused: {forms:?}");
     let golden = &got["golden"];
     assert!(golden["router_lists_compared"].as_u64().unwrap() > 1100);
     assert_eq!(golden["router_lists_different"], 0);

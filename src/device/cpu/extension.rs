@@ -42,18 +42,18 @@ impl Extension {
         Self { list, starts, rows }
     }
 
-    /// Adds them to sums, whose rows are this extension's.
-    pub(crate) fn add(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums) {
+    /// Adds them to sums, whose rows are this extension's and whose column `origin` is the pool's first.
+    pub(crate) fn add(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums, origin: usize) {
         match pool.slots().sizes().element {
-            ElementType::F32 => self.add_rows::<f32>(cpu, pool, sums),
-            ElementType::F16 => self.add_rows::<f16>(cpu, pool, sums),
-            ElementType::Bf16 => self.add_rows::<bf16>(cpu, pool, sums),
+            ElementType::F32 => self.add_rows::<f32>(cpu, pool, sums, origin),
+            ElementType::F16 => self.add_rows::<f16>(cpu, pool, sums, origin),
+            ElementType::Bf16 => self.add_rows::<bf16>(cpu, pool, sums, origin),
         }
     }
 
-    fn add_rows<B: Element>(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums) {
+    fn add_rows<B: Element>(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums, origin: usize) {
         let (rows, stride) = (pool.b_rows::<B>(), pool.slots().slice_width());
-        let (all, mut first) = (sums.columns.clone(), 0);
+        let (all, mut first) = (sums.columns.clone(), origin);
         for (slice, &width) in pool.slots().slices().iter().enumerate() {
             let columns = all.start.max(first)..all.end.min(first + width);
             if !columns.is_empty() {
@@ -61,10 +61,7 @@ impl Extension {
                     let at = slice * self.rows + row;
                     let list = &self.list[self.starts[at]..self.starts[at + 1]];
                     let terms = Terms { list, rows, stride, column: columns.start - first };
-                    cpu.add_terms(
-                        terms,
-                        &mut sums.row(row)[columns.start - all.start..columns.end - all.start],
-                    );
+                    cpu.add_terms(terms, sums.part(row, &columns));
                 }
             }
             first += width;

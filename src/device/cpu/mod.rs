@@ -11,8 +11,9 @@ mod weight;
 
 pub(crate) use extension::Extension;
 pub(crate) use kernels::terms::Terms;
+pub(crate) use memory::Lines;
 pub use pool::Pool;
-pub(crate) use product::{Out, Part, Sums};
+pub(crate) use product::{Out, Part, Sums, TASKS_A_THREAD, with_scratch};
 pub(crate) use rows::Tiles;
 pub use weight::Weight;
 
@@ -55,6 +56,11 @@ impl Cpu {
     /// The number of threads.
     pub(crate) fn threads(&self) -> usize {
         self.threads.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+    }
+
+    /// Columns of a packed panel.
+    pub(crate) fn panel_columns(&self) -> usize {
+        self.level.columns()
     }
 
     /// Runs `task(0..tasks)` on all threads.

@@ -23,10 +23,15 @@ const ROWS_AT_ONCE: usize = 512;
 const SUMS: usize = 1 << 16;
 
 /// Tasks a thread should have where there are columns enough: what one thread lacks another takes.
-const TASKS_A_THREAD: usize = 8;
+pub(crate) const TASKS_A_THREAD: usize = 8;
 
 thread_local! {
-    static SCRATCH: RefCell<Lines<f32>> = RefCell::default();
+    static SCRATCH: RefCell<[Lines<f32>; 2]> = RefCell::default();
+}
+
+/// Runs `task` with this thread's memory for sums, which keeps what it has grown to; not within another such task.
+pub(crate) fn with_scratch<R>(task: impl FnOnce(&mut [Lines<f32>; 2]) -> R) -> R {
+    SCRATCH.with_borrow_mut(task)
 }
 
 /// A part of a product: tiles of rows and panels of columns.
@@ -51,6 +56,12 @@ impl Sums<'_> {
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         &mut self.c[(row - self.rows.start) * self.stride..][..self.columns.len()]
     }
+
+    /// The sums of one packed row over some of its columns.
+    pub(crate) fn part(&mut self, row: usize, columns: &Range<usize>) -> &mut [f32] {
+        let first = columns.start - self.columns.start;
+        &mut self.row(row)[first..first + columns.len()]
+    }
 }
 
 /// Where a product ends.
@@ -70,10 +81,11 @@ impl Cpu {
         out: &Out<X>,
         then: impl Fn(&Part, &mut Sums) + Sync,
     ) {
-        let parts = self.parts(x, 0..x.tiles(), 0..weight.panels());
+        let parts = self.parts(x, 0..x.tiles(), 0..weight.panels(), TASKS_A_THREAD * self.threads());
         self.each(parts.len(), |i| {
-            self.sums(weight, x, &parts[i], |sums| {
-                then(&parts[i], sums);
+            with_scratch(|[scratch, _]| {
+                let mut sums = self.sums(weight, x, &parts[i], scratch);
+                then(&parts[i], &mut sums);
                 for row in sums.rows.clone() {
                     let columns = sums.columns.clone();
                     // SAFETY: rows lie at least their width apart, and every (row, column) is one part's.
@@ -84,15 +96,22 @@ impl Cpu {
         });
     }
 
-    /// Cuts the tiles and panels of a product into tasks.
-    pub(crate) fn parts(&self, x: &Tiles, tiles: Range<usize>, panels: Range<usize>) -> Vec<Part> {
+    /// Cuts the tiles and panels of a product into tasks: as many as are wanted where there are panels enough, more where
+    /// the sums of one would outgrow the cache.
+    pub(crate) fn parts(
+        &self,
+        x: &Tiles,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+        wanted: usize,
+    ) -> Vec<Part> {
         let rows = x.rows_of(tiles.clone()).len();
         if rows == 0 || panels.is_empty() {
             return Vec::new();
         }
         let blocks = rows.div_ceil(ROWS_AT_ONCE);
         let most = (SUMS / self.level.columns() / rows.div_ceil(blocks)).max(1);
-        let group = most.min(panels.len().div_ceil(TASKS_A_THREAD * self.threads())).max(1);
+        let group = most.min(panels.len().div_ceil(wanted.max(1))).max(1);
         let groups = panels.len().div_ceil(group);
         let cut = |range: &Range<usize>, parts: usize, i: usize| {
             range.start + range.len() * i / parts..range.start + range.len() * (i + 1) / parts
@@ -102,37 +121,34 @@ impl Cpu {
         (0..groups * blocks).map(part).collect()
     }
 
-    /// The part's sums `x weight^T` on this thread, handed to `then`.
-    pub(crate) fn sums<X: Element, R>(
+    /// The part's sums `x weight^T`, on this thread.
+    pub(crate) fn sums<'a, X: Element>(
         &self,
         weight: &Weight<X>,
         x: &Tiles,
         part: &Part,
-        then: impl FnOnce(&mut Sums) -> R,
-    ) -> R {
+        scratch: &'a mut Lines<f32>,
+    ) -> Sums<'a> {
         let (columns, rows) = (self.level.columns(), x.rows_of(part.tiles.clone()));
         let stride = columns * part.panels.len();
-        let steps = blocks_of(x.inner())
-            .flat_map(|inner| part.panels.clone().map(move |panel| (inner.clone(), panel)));
+        let panels = |inner: Range<usize>| part.panels.clone().map(move |panel| (inner.clone(), panel));
         let at = |(inner, panel): &(Range<usize>, usize)| {
             &weight.panel(*panel)[inner.start * columns..inner.end * columns]
         };
-        SCRATCH.with_borrow_mut(|scratch| {
-            let c = scratch.at_least(rows.len() * stride);
-            if x.inner() == 0 {
-                c.fill(0.0);
-            }
-            let mut steps = steps.peekable();
-            while let Some(step) = steps.next() {
-                let (w, (inner, panel)) = (at(&step), step);
-                let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
-                let (tiles, add) = (part.tiles.clone(), inner.start > 0);
-                let args = Block { w, w_stride: columns, inner, next, x, tiles, add };
-                block(self.level, &args, &mut c[(panel - part.panels.start) * columns..], stride);
-            }
-            let columns = part.panels.start * columns..weight.out_features().min(part.panels.end * columns);
-            then(&mut Sums { rows, columns, c, stride })
-        })
+        let c = scratch.at_least(rows.len() * stride);
+        if x.inner() == 0 {
+            c.fill(0.0);
+        }
+        let mut steps = blocks_of(x.inner()).flat_map(panels).peekable();
+        while let Some(step) = steps.next() {
+            let (w, (inner, panel)) = (at(&step), step);
+            let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
+            let (tiles, add) = (part.tiles.clone(), inner.start > 0);
+            let args = Block { w, w_stride: columns, inner, next, x, tiles, add };
+            block(self.level, &args, &mut c[(panel - part.panels.start) * columns..], stride);
+        }
+        let columns = part.panels.start * columns..weight.out_features().min(part.panels.end * columns);
+        Sums { rows, columns, c, stride }
     }
 
     /// Adds `z rows` to sums, where row k of `rows [z.inner(), width]` belongs to column k of z: the inner loop runs on.
@@ -248,7 +264,7 @@ mod tests {
         for (tokens, panels) in [(1, 1), (1, 300), (15, 7), (513, 64), (2048, 3)] {
             let x = Tiles::new(&cpu, [tokens], 1, |_| &[1f32]);
             let mut seen = vec![0; x.tiles() * panels];
-            for part in cpu.parts(&x, 0..x.tiles(), 0..panels) {
+            for part in cpu.parts(&x, 0..x.tiles(), 0..panels, 16) {
                 assert!(x.rows_of(part.tiles.clone()).len() <= 2 * ROWS_AT_ONCE);
                 for tile in part.tiles.clone() {
                     part.panels.clone().for_each(|panel| seen[tile * panels + panel] += 1);

@@ -1,7 +1,7 @@
 //! One dispatch: text, pipeline, bindings, parameters, grid.
 
-use super::{Access, Tensor, View, Wgpu, padded_bytes, text};
-use crate::element::{Element, ElementType};
+use super::{Access, Pool, Tensor, View, Wgpu, padded_bytes, text};
+use crate::element::Element;
 use crate::error::{Error, Result};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -55,9 +55,29 @@ impl<'a> Binding<'a> {
         Self { tensor, ..Self::read(name, view) }
     }
 
-    /// All of a pool's buffer, whose rows start at multiples of eight elements.
-    pub(crate) fn pool(name: &'static str, element: ElementType, buffer: &'a wgpu::Buffer) -> Self {
-        Self { name, tensor: Tensor::Quads(element), access: Access::Read, buffer, range: 0..buffer.size() }
+    /// A pool's A, whose rows start at multiples of eight elements.
+    pub(crate) fn pool_a(name: &'static str, pool: &'a Pool) -> Self {
+        let tensor = Tensor::Quads(pool.slots().sizes().element);
+        Self { name, tensor, access: Access::Read, buffer: pool.a(), range: 0..pool.a().size() }
+    }
+
+    /// A pool's B, likewise.
+    pub(crate) fn pool_b(name: &'static str, pool: &'a Pool) -> Self {
+        let (buffer, before) = (pool.table_and_b(), pool.table_bytes() as u64);
+        let tensor = Tensor::Quads(pool.slots().sizes().element);
+        let range = before.min(buffer.size())..buffer.size();
+        Self { name, tensor, access: Access::Read, buffer, range }
+    }
+
+    /// A pool's table, as `slots`.
+    pub(crate) fn slots(pool: &'a Pool) -> Self {
+        let range = 0..pool.table_bytes() as u64;
+        Self { range, ..Self::table("slots", "array<Slot>", Access::Read, pool.table_and_b()) }
+    }
+
+    /// A pool's table and B in one binding: for kernels that would bind too many buffers otherwise.
+    pub(crate) fn slots_and_b(name: &'static str, pool: &'a Pool) -> Self {
+        Self { tensor: Tensor::SlotsAndQuads(pool.slots().sizes().element), ..Self::pool_b(name, pool) }
     }
 
     /// All of a buffer as a table.
@@ -77,6 +97,9 @@ impl<'a> Binding<'a> {
 
     /// The bytes to bind: from the device's alignment on, whole words; of an empty view the buffer's first ones.
     fn bound(&self, alignment: u64) -> Range<u64> {
+        if let Tensor::SlotsAndQuads(_) = self.tensor {
+            return 0..self.buffer.size();
+        }
         if self.range.is_empty() {
             return 0..self.buffer.size().min(16);
         }
@@ -85,7 +108,10 @@ impl<'a> Binding<'a> {
 
     /// Bytes into the binding where the view begins, since bindings start at the device's alignment.
     fn lead(&self, alignment: u64) -> u64 {
-        self.range.start % alignment
+        match self.tensor {
+            Tensor::SlotsAndQuads(_) => self.range.start,
+            _ => self.range.start % alignment,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The pool on a WebGPU device: one buffer per factor, and a table of slots whose address never changes.
+//! The pool on a WebGPU device: one buffer per factor; the table of slots lies before B, so that kernels which need both
+//! bind one buffer.
 
 use super::{Wgpu, padded_bytes};
 use crate::adapter::{
@@ -11,6 +12,8 @@ use half::{bf16, f16};
 
 /// Rows start at whole 16-byte steps of the widest element's reader.
 const ROW_STEP: usize = 8;
+/// The largest alignment that a device may demand of a binding's offset.
+const OFFSET_STEP: usize = 256;
 
 /// Adapters of one linear layer in device memory.
 ///
@@ -20,8 +23,8 @@ const ROW_STEP: usize = 8;
 pub struct Pool {
     slots: Slots,
     wgpu: Wgpu,
-    table: wgpu::Buffer,
     a: wgpu::Buffer,
+    /// The table, then B.
     b: wgpu::Buffer,
 }
 
@@ -34,8 +37,8 @@ impl Pool {
     /// An empty pool whose output is made of slices of these widths: q, k and v, or gate and up.
     pub fn packed(wgpu: &Wgpu, sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         let slots = Slots::packed(sizes, slices)?;
-        let factor = |label: &'static str, stride: usize| -> Result<wgpu::Buffer> {
-            let bytes = (sizes.rank_capacity * stride * sizes.element.bytes()) as u64;
+        let factor = |label: &'static str, before: usize, stride: usize| -> Result<wgpu::Buffer> {
+            let bytes = (before + sizes.rank_capacity * stride * sizes.element.bytes()) as u64;
             let most = wgpu.limits().max_storage_buffer_binding_size;
             if bytes > most {
                 let expected = format!("at most the device's binding limit of {most} bytes");
@@ -43,10 +46,9 @@ impl Pool {
             }
             wgpu.storage(label, bytes)
         };
-        let a = factor("lora_a", sizes.in_features.next_multiple_of(ROW_STEP))?;
-        let b = factor("lora_b", slots.slice_width().next_multiple_of(ROW_STEP))?;
-        let table = wgpu.storage("slots", (slots.table_len() * size_of::<Slot>()) as u64)?;
-        Ok(Self { slots, wgpu: wgpu.clone(), table, a, b })
+        let a = factor("lora_a", 0, sizes.in_features.next_multiple_of(ROW_STEP))?;
+        let b = factor("lora_b", table_bytes(&slots), slots.slice_width().next_multiple_of(ROW_STEP))?;
+        Ok(Self { slots, wgpu: wgpu.clone(), a, b })
     }
 
     /// The device whose memory it is.
@@ -93,18 +95,18 @@ impl Pool {
 
     fn write<E: Element>(&self, (at, loras): Put) {
         let (a, b) = pack::<E>(&loras, self.a_stride(), self.b_stride());
-        let write = |buffer: &wgpu::Buffer, stride: usize, rows: &[E]| {
-            let offset = at.row as usize * stride * size_of::<E>();
+        let write = |buffer: &wgpu::Buffer, before: usize, stride: usize, rows: &[E]| {
+            let offset = before + at.row as usize * stride * size_of::<E>();
             self.wgpu.queue().write_buffer(buffer, offset as u64, &padded_bytes(rows));
         };
-        write(&self.a, self.a_stride(), &a);
-        write(&self.b, self.b_stride(), &b);
+        write(&self.a, 0, self.a_stride(), &a);
+        write(&self.b, self.table_bytes(), self.b_stride(), &b);
     }
 
     fn write_slot(&self, slot: usize) {
         for (at, entry) in self.slots.table_entries(slot) {
             let offset = (at * size_of::<Slot>()) as u64;
-            self.wgpu.queue().write_buffer(&self.table, offset, bytemuck::bytes_of(&entry));
+            self.wgpu.queue().write_buffer(&self.b, offset, bytemuck::bytes_of(&entry));
         }
     }
 
@@ -123,18 +125,22 @@ impl Pool {
         &self.a
     }
 
-    /// B transposed, `[rank_capacity, b_stride]`.
-    pub(crate) fn b(&self) -> &wgpu::Buffer {
+    /// The table, then from [`Self::table_bytes`] on B transposed, `[rank_capacity, b_stride]`.
+    pub(crate) fn table_and_b(&self) -> &wgpu::Buffer {
         &self.b
     }
 
-    /// The slots, and the parts behind them; see `Slots::table_slice`.
-    pub(crate) fn table(&self) -> &wgpu::Buffer {
-        &self.table
+    /// Bytes before B: the slots, and the parts behind them; see `Slots::table_slice`.
+    pub(crate) fn table_bytes(&self) -> usize {
+        table_bytes(&self.slots)
     }
 
     /// Slots that hold an adapter.
     pub(crate) fn live(&self) -> usize {
         self.slots.slots().iter().filter(|s| s.rank > 0).count()
     }
+}
+
+fn table_bytes(slots: &Slots) -> usize {
+    (slots.table_len() * size_of::<Slot>()).next_multiple_of(OFFSET_STEP)
 }

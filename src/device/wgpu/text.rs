@@ -19,6 +19,8 @@ pub(crate) enum Tensor {
     Elements(ElementType),
     /// The same, read only, four at a time: rows and the view start at multiples of four.
     Quads(ElementType),
+    /// A pool's table of slots, then quads: `NAME_slot(e)` beside the accessors.
+    SlotsAndQuads(ElementType),
     /// i32 ids, likewise.
     Ids,
     /// A table of this WGSL type, read by its name.
@@ -29,7 +31,7 @@ impl Tensor {
     /// Bytes of one element, where views may begin at any element.
     pub(crate) fn element_bytes(self) -> Option<usize> {
         match self {
-            Self::Elements(e) | Self::Quads(e) => Some(e.bytes()),
+            Self::Elements(e) | Self::Quads(e) | Self::SlotsAndQuads(e) => Some(e.bytes()),
             Self::Ids => Some(4),
             Self::Table(_) => None,
         }
@@ -40,7 +42,9 @@ impl Tensor {
             Self::Elements(ElementType::F32) => "array<f32>",
             Self::Elements(_) => "array<u32>",
             Self::Quads(ElementType::F32) => "array<vec4<f32>>",
-            Self::Quads(_) => "array<vec2<u32>>",
+            // A slot's words must never pass through floats, which may lose bits that look like small ones.
+            Self::SlotsAndQuads(ElementType::F32) => "array<vec4<u32>>",
+            Self::Quads(_) | Self::SlotsAndQuads(_) => "array<vec2<u32>>",
             Self::Ids => "array<i32>",
             Self::Table(ty) => ty,
         }
@@ -71,16 +75,20 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
                 );
             }
         }
-        Tensor::Elements(element) | Tensor::Quads(element) => {
+        Tensor::Elements(element) | Tensor::Quads(element) | Tensor::SlotsAndQuads(element) => {
             let at = format!("params.{name}_first + i");
             let (one, four) = match (tensor, element) {
                 (Tensor::Quads(_), ElementType::F32) => quads_f32(name, &at),
-                (Tensor::Quads(_), _) => quads_packed(name, &at, element),
+                (Tensor::SlotsAndQuads(_), ElementType::F32) => quads_of_words(name, &at),
+                (Tensor::Quads(_) | Tensor::SlotsAndQuads(_), _) => quads_packed(name, &at, element),
                 (_, ElementType::F32) => elements_f32(name, &at),
                 (_, _) => elements_packed(name, &at, element),
             };
             put(text, format_args!("fn {name}_at(i: u32) -> f32 {{ return {one}; }}"));
             put(text, format_args!("fn {name}_quad(i: u32) -> vec4<f32> {{ return {four}; }}"));
+            if let Tensor::SlotsAndQuads(_) = tensor {
+                declare_slot(text, name, element);
+            }
             if writes {
                 declare_put(text, name, &at, element);
             }
@@ -90,6 +98,25 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
 
 fn quads_f32(name: &str, at: &str) -> (String, String) {
     (format!("{name}[({at}) >> 2u][({at}) & 3u]"), format!("{name}[({at}) >> 2u]"))
+}
+
+fn quads_of_words(name: &str, at: &str) -> (String, String) {
+    let (one, four) = quads_f32(name, at);
+    (format!("bitcast<f32>({one})"), format!("bitcast<vec4<f32>>({four})"))
+}
+
+/// A slot of the table before the quads: four words, or two of two.
+fn declare_slot(text: &mut String, name: &str, element: ElementType) {
+    let words = match element {
+        ElementType::F32 => format!("{name}[e]"),
+        ElementType::F16 | ElementType::Bf16 => format!("vec4({name}[2u * e], {name}[2u * e + 1u])"),
+    };
+    put(
+        text,
+        format_args!(
+            "fn {name}_slot(e: u32) -> Slot {{ let w = {words}; return Slot(w.x, w.y, bitcast<f32>(w.z), w.w); }}"
+        ),
+    );
 }
 
 fn elements_f32(name: &str, at: &str) -> (String, String) {

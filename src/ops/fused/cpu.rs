@@ -70,7 +70,7 @@ impl Cpu {
         let extension = Extension::new(slots, sizes.tokens, routes);
         let x = self.fused_tiles(sizes, x);
         let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
-        self.products(weight, &x, &out, |_, sums| extension.add(self, pool, sums));
+        self.products(weight, &x, &out, |_, sums| extension.add(self, pool, sums, 0));
         Ok(())
     }
 

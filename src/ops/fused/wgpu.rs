@@ -1,107 +1,124 @@
 //! Fused on WebGPU.
 
-use super::{OP, Sizes, cost};
-use crate::device::wgpu::{self as device, View, Wgpu};
-use crate::element::Element;
+mod dense;
+mod few;
+mod sparse;
+
+use super::{OP, cost};
+use crate::adapter::slots::{MAX_SLICES, Slots};
+use crate::device::wgpu::{Binding, Launch, View, Wgpu};
+use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
-use crate::ops::route::{Weighting, WgpuRouter};
+use crate::ops::word;
+
+pub use few::FEW_TOKENS;
+
+/// A weight's bias, spelt where there is none.
+const NO_BIAS: &str = "fn bias_of(o: u32) -> f32 { return 0.0; }\n";
+const BIAS: &str = "fn bias_of(o: u32) -> f32 { return bias_at(o); }\n";
+const COLUMNS: &str = include_str!("../../../shaders/fused_columns.wgsl");
 
 impl Wgpu {
     /// What the cost model knows of this device.
     pub fn fused_limits(&self, problem: &cost::Problem) -> cost::Limits {
+        // Software: about what two cores do. Hardware: a middle-sized card; only ratios decide.
+        let software = self.info().device_type == wgpu::DeviceType::Cpu;
+        let (bandwidth, rate, launch_s) = if software { (5e9, 3e9, 5e-5) } else { (5e11, 5e12, 1e-5) };
         let _ = problem;
         cost::Limits {
-            bandwidth: 5e11,
-            rate: 5e12,
-            launch_s: 1e-5,
-            tile_tokens: 64,
-            rank_step: 1,
-            few_tokens: 0,
+            bandwidth,
+            rate,
+            launch_s,
+            tile_tokens: 1,
+            rank_step: 4,
+            few_tokens: FEW_TOKENS,
             few_launches: 2,
             plan_launches: 3,
             dense_rows: 0,
             dense_experts: 0,
-            sparse: false,
+            sparse: true,
             batch_invariant: self.is_batch_invariant(),
         }
     }
 
-    /// Base and the experts of `plan` in one pass; `h` is [`Wgpu::shrink`]'s. Records into `encoder`.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "sizes, plan, pool, inputs, output: the order on every device"
-    )]
-    pub fn fused_sparse<X: Element>(
+    /// The routing weights and the bias as a kernel's text reads them: bound each for itself, or from one buffer that a
+    /// small dispatch fills, where the device has too few bindings beside the `others`.
+    fn side(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        sizes: &Sizes,
-        plan: &device::Plan,
-        pool: &device::Pool,
-        weight: View<X>,
-        bias: Option<View<X>>,
-        x: View<X>,
-        h: View<f32>,
+        routes: usize,
         topk_weights: View<f32>,
-        y: View<X>,
-    ) -> Result<()> {
-        let _ = (encoder, sizes, plan, pool, weight, bias, x, h, topk_weights, y);
-        Err(missing())
-    }
-
-    /// The dense form's first product; see [`Cpu::fused_gate`](crate::Cpu::fused_gate). z may not be x's own buffer.
-    #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, outputs: the order on every device")]
-    pub fn fused_gate<X: Element, Z: Element>(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        sizes: &Sizes,
-        pool: &device::Pool,
-        router: Option<(&WgpuRouter, Weighting)>,
-        x: View<X>,
-        topk_ids: View<i32>,
-        topk_weights: View<f32>,
-        z: View<Z>,
-    ) -> Result<()> {
-        let _ = (encoder, sizes, pool, router, x, topk_ids, topk_weights, z);
-        Err(missing())
-    }
-
-    /// The dense form's second product, `y = [x | z] [weight | B_all]^T (+ bias)`.
-    #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, output: the order on every device")]
-    pub fn fused_dense<X: Element, Z: Element>(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        sizes: &Sizes,
-        pool: &device::Pool,
-        weight: View<X>,
-        bias: Option<View<X>>,
-        x: View<X>,
-        z: View<Z>,
-        y: View<X>,
-    ) -> Result<()> {
-        let _ = (encoder, sizes, pool, weight, bias, x, z, y);
-        Err(missing())
-    }
-
-    /// Base and experts of a handful of tokens straight from their ids; `h` is scratch.
-    #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, output: the order on every device")]
-    pub fn fused_few<X: Element>(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        sizes: &Sizes,
-        pool: &device::Pool,
-        weight: View<X>,
-        bias: Option<View<X>>,
-        x: View<X>,
-        topk_ids: View<i32>,
-        topk_weights: View<f32>,
-        h: View<f32>,
-        y: View<X>,
-    ) -> Result<()> {
-        let _ = (encoder, sizes, pool, weight, bias, x, topk_ids, topk_weights, h, y);
-        Err(missing())
+        bias: View<impl Element>,
+    ) -> Result<wgpu::Buffer> {
+        let words = routes + bias.len();
+        let side = self.storage("side", words as u64 * 4)?;
+        let launch = Launch {
+            op: OP,
+            entry: "fused_side",
+            body: &[include_str!("../../../shaders/fused_side.wgsl")],
+            constants: &[],
+            params: &[
+                ("routes", word(OP, "tokens", routes)?),
+                ("out_features", word(OP, "out_features", bias.len())?),
+            ],
+            bindings: &[
+                Binding::read("topk_weights", topk_weights),
+                Binding::read("bias", bias),
+                Binding::write("side", View::<f32>::whole(&side)),
+            ],
+            groups: word(OP, "tokens", words.div_ceil(64))?,
+        };
+        self.launch(encoder, &launch)?;
+        Ok(side)
     }
 }
 
-fn missing() -> Error {
-    Error::argument(OP, "form", "a form that the device has", "one that it has not")
+/// Blocks of `width` columns over the slices; none straddles two.
+pub fn column_blocks(slices: &[usize], width: usize) -> usize {
+    slices.iter().map(|columns| columns.div_ceil(width)).sum()
+}
+
+/// Refuses slices that begin in the middle of a word of y.
+fn check_slices(y: ElementType, packed: bool, slices: &[usize]) -> Result<()> {
+    let odd = slices.iter().rev().skip(1).find(|columns| !columns.is_multiple_of(2));
+    match odd {
+        Some(columns) if packed && y != ElementType::F32 => {
+            let expected = format!("slices of an even number of columns for packed {y} rows");
+            Err(Error::argument(OP, "slices", expected, columns))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where each slice ends, as `fused_columns.wgsl` reads it.
+fn slice_ends(slots: &Slots) -> Result<[(&'static str, u32); MAX_SLICES]> {
+    let mut ends = [("slice_end_0", 0), ("slice_end_1", 0), ("slice_end_2", 0), ("slice_end_3", 0)];
+    let mut end = 0;
+    for ((_, place), columns) in ends.iter_mut().zip(slots.slices()) {
+        end += columns;
+        *place = word(OP, "out_features", end)?;
+    }
+    Ok(ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_do_not_straddle_slices() {
+        assert_eq!(column_blocks(&[64], 64), 1);
+        assert_eq!(column_blocks(&[65], 64), 2);
+        assert_eq!(column_blocks(&[64, 1, 130], 64), 1 + 1 + 3);
+        assert_eq!(column_blocks(&[10, 6], 8), 2 + 1);
+    }
+
+    #[test]
+    fn slices_begin_at_whole_words() {
+        assert!(check_slices(ElementType::F32, true, &[3, 5]).is_ok());
+        assert!(check_slices(ElementType::F16, true, &[4, 5]).is_ok(), "the last may end anywhere");
+        let refused = check_slices(ElementType::Bf16, true, &[4, 3, 2]).unwrap_err().to_string();
+        assert!(refused.contains("an even number of columns"), "{refused}");
+        assert!(check_slices(ElementType::F16, false, &[5]).is_ok());
+    }
 }

@@ -1,7 +1,7 @@
 //! A CUDA device as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
+use super::{Found, NO_GROUPED, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -321,13 +321,12 @@ impl Subject for CudaSubject {
         Ok(machine_counters())
     }
 
-    fn form(&self, case: &Case) -> Result<Form> {
-        let problem = case.problem();
-        Ok(cost::choose(&problem, &self.cuda.fused_limits(&problem), case.form)?.form)
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        self.cuda.fused_limits(problem)
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
-        refused_form(self, case)
+        refused_form(self, case).or_else(|| (case.op == Op::Grouped).then(|| NO_GROUPED.into()))
     }
 
     fn details(&self) -> Vec<(String, String)> {

@@ -1,6 +1,7 @@
 //! A subject is a device with host memory in and out: what the tests, `verify` and the benches run cases on.
 
 mod cpu;
+mod cpu_group;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "wgpu")]
@@ -9,8 +10,8 @@ mod wgpu;
 use crate::Inputs;
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
-use molora::error::{Error, Result};
-use molora::ops::fused::Form;
+use molora::error::Result;
+use molora::ops::fused::{Form, cost};
 use std::time::Duration;
 
 pub use cpu::CpuSubject;
@@ -50,8 +51,14 @@ pub trait Subject: Send + Sync {
         0.0
     }
 
+    /// What the cost model knows of the device.
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits;
+
     /// The form in which the device runs a layer's case, or why not in the demanded one.
-    fn form(&self, case: &Case) -> Result<Form>;
+    fn form(&self, case: &Case) -> Result<Form> {
+        let problem = case.problem();
+        Ok(cost::choose(&problem, &self.limits(&problem), case.form)?.form)
+    }
 
     /// Whether times on this device mean nothing: a machine that executes and counts.
     fn is_stand_in(&self) -> bool {
@@ -102,16 +109,16 @@ pub trait Subject: Send + Sync {
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
 }
 
-/// What a device without the grouped product says.
-fn no_grouped(subject: &dyn Subject) -> Error {
-    Error::Device { device: subject.name(), reason: "no grouped product".into() }
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+const NO_GROUPED: &str = "the device has no grouped product";
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn no_grouped(subject: &dyn Subject) -> molora::error::Error {
+    molora::error::Error::Device { device: subject.name(), reason: NO_GROUPED.into() }
 }
 
 /// Why a layer's form is not offered for a case, where it is not.
 fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
-    if case.op == Op::Grouped {
-        return Some("the device has no grouped product".into());
-    }
     let layer = matches!(case.op, Op::Layer | Op::Fused);
     let why = layer.then(|| subject.form(case).err()).flatten()?.to_string();
     // Every form has its reason there; a demanded one's own is enough.

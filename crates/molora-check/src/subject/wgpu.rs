@@ -1,7 +1,7 @@
 //! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
+use super::{Found, NO_GROUPED, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -13,7 +13,7 @@ use molora::device::wgpu::{Plan, Pool, View};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
 use molora::layer::{Base, MoeLora, Router, RoutingView, Workspace};
-use molora::ops::fused::{Form, cost};
+use molora::ops::fused::cost;
 use molora::ops::plan;
 use molora::ops::route::WgpuRouter;
 use std::time::Instant;
@@ -228,15 +228,16 @@ impl Subject for WgpuSubject {
         Box::new(Self { wgpu: self.wgpu.batch_invariant(true) })
     }
 
-    fn form(&self, case: &Case) -> Result<Form> {
-        let problem = case.problem();
-        Ok(cost::choose(&problem, &self.wgpu.fused_limits(&problem), case.form)?.form)
+    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
+        self.wgpu.fused_limits(problem)
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
         let packed = case.x != ElementType::F32 && case.op.has_base();
         let odd = packed && case.in_features % 2 == 1;
-        odd.then(|| "a weight in 16 bits with rows of odd length".into()).or_else(|| refused_form(self, case))
+        odd.then(|| "a weight in 16 bits with rows of odd length".into()).or_else(|| {
+            refused_form(self, case).or_else(|| (case.op == Op::Grouped).then(|| NO_GROUPED.into()))
+        })
     }
 
     fn details(&self) -> Vec<(String, String)> {

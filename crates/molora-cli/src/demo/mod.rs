@@ -158,7 +158,7 @@ impl Demo {
         bar.finish_and_clear();
         tracing::info!("{} tokens in {:.1} s", evaluation.tokens, evaluation.time.as_secs_f64());
         self.draw_openings(&held_out, &args.picture)?;
-        Ok((Report::new(&self.device, evaluation, golden), expected))
+        Ok((Report::new(&self.device, evaluation, golden, self.model.forms()), expected))
     }
 
     /// The routed mixture: two experts for each token, or the only one.
@@ -240,6 +240,7 @@ impl Demo {
             "device": self.device.name(),
             "device_description": self.device.describe(),
             "setting": setting.to_string(),
+            "forms": self.model.forms(),
             "tokens_per_second": tokens_per_second(answer),
             "answer": answer.text,
             "first_choices": shares,
@@ -256,12 +257,13 @@ impl Demo {
             format!("{title}: {}", ranked.join(", "))
         };
         format!(
-            "{setting} on {}: prompt of {} tokens in {:.2} s, answer of {} at {:.1} tokens/s\n{}",
+            "{setting} on {}: prompt of {} tokens in {:.2} s, answer of {} at {:.1} tokens/s\n{}\n{}",
             self.device.describe(),
             answer.prompt_tokens,
             answer.prompt_time.as_secs_f64(),
             answer.ids.len() - answer.prompt_tokens,
             tokens_per_second(answer),
+            report::forms(&self.model.forms()),
             part("First choices over all linears and tokens", answer.trace.shares(self.experts.len(), 0)),
         )
     }

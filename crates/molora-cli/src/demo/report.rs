@@ -2,6 +2,7 @@
 
 use super::golden::Differences;
 use super::perplexity::{Evaluation, Perplexity};
+use crate::engine::expert::Forms;
 use molora::host::Device;
 use serde::Serialize;
 use std::fmt::Write;
@@ -18,6 +19,8 @@ pub struct Report {
     pub device_description: String,
     /// Tokens through the model, counted once for each setting, by seconds.
     pub tokens_per_second: f64,
+    /// Calls of the linears with experts, by the form in which they ran.
+    pub forms: Forms,
     /// Setting to domain to perplexity.
     pub perplexity: Perplexity,
     /// Distances from the golden sequence, if there is one.
@@ -26,12 +29,13 @@ pub struct Report {
 
 impl Report {
     /// Puts the parts together.
-    pub fn new(device: &Device, evaluation: Evaluation, golden: Option<Differences>) -> Self {
+    pub fn new(device: &Device, evaluation: Evaluation, golden: Option<Differences>, forms: Forms) -> Self {
         let seconds = evaluation.time.as_secs_f64().max(1e-9);
         Self {
             device: device.name(),
             device_description: device.describe(),
             tokens_per_second: evaluation.tokens as f64 / seconds,
+            forms,
             perplexity: evaluation.perplexity,
             golden,
         }
@@ -106,7 +110,18 @@ impl Report {
             "\n{} ({}): {:.0} tokens/s (every token counted once for each setting)",
             self.device, self.device_description, self.tokens_per_second
         );
+        let _ = writeln!(text, "{}", forms(&self.forms));
     }
+}
+
+/// The forms with their shares of the calls, the most frequent first.
+pub fn forms(forms: &Forms) -> String {
+    let all = forms.values().sum::<usize>().max(1) as f64;
+    let mut ranked: Vec<_> = forms.iter().collect();
+    ranked.sort_by(|a, b| b.1.cmp(a.1));
+    let ranked: Vec<String> =
+        ranked.iter().map(|(form, calls)| format!("{form} {:.1} %", **calls as f64 / all * 100.0)).collect();
+    format!("Form of the linears with experts, by calls: {}", ranked.join(", "))
 }
 
 #[cfg(test)]
@@ -124,7 +139,8 @@ mod tests {
             ..Default::default()
         };
         let evaluation = Evaluation { perplexity, tokens: 100, time: Duration::from_secs(2) };
-        Report::new(&Device::by_name("cpu").unwrap(), evaluation, Some(golden))
+        let forms = Forms::from([("dense", 3), ("few", 9)]);
+        Report::new(&Device::by_name("cpu").unwrap(), evaluation, Some(golden), forms)
     }
 
     #[test]
@@ -136,6 +152,7 @@ mod tests {
         assert_eq!(json["golden"]["max_logit_difference"]["base"], 1e-5);
         assert_eq!(json["golden"]["router_lists_compared"], 10);
         assert_eq!(json["golden"]["router_lists_different"], 0);
+        assert_eq!(json["forms"], serde_json::json!({"dense": 3, "few": 9}));
     }
 
     #[test]
@@ -147,6 +164,7 @@ mod tests {
         let table = report.table(&settings, Some(&expected));
         assert!(table.contains("15.0000 (14.0000)"), "{table}");
         assert!(table.contains("OUTSIDE"), "{table}");
+        assert!(table.contains("by calls: few 75.0 %, dense 25.0 %"), "{table}");
         assert!(!report.table(&settings, None).contains("In brackets"));
     }
 }

@@ -1,6 +1,7 @@
 //! One llama block: attention and the feed-forward part, each behind an RMS norm.
 
 use super::config::Config;
+use super::expert::ExpertLinear;
 use super::linear::Linear;
 use super::mixture::{Mixture, Module};
 use super::model::{Cache, Pass};
@@ -58,6 +59,11 @@ impl Block {
             feed_forward_norm: source(&format!("blk.{layer}.ffn_norm.weight"))?,
             linears,
         })
+    }
+
+    /// The linears with experts.
+    pub fn expert_linears(&self) -> impl Iterator<Item = &ExpertLinear> {
+        self.linears.iter().filter_map(Linear::experts)
     }
 
     /// `x` is `[sequences, tokens, hidden]`.

@@ -11,6 +11,7 @@ use molora::host::{Device as LoraDevice, HostLayer};
 use molora::layer;
 use molora::ops::route::Weighting;
 use molora::{ElementType, Router};
+use std::collections::BTreeMap;
 
 /// One linear with its experts and its router, resident on the device.
 pub struct ExpertLinear {
@@ -21,7 +22,12 @@ pub struct ExpertLinear {
     router: LinearRouter,
     /// What the layer's router was set for.
     setting: Setting,
+    /// Calls by form.
+    forms: Forms,
 }
+
+/// Calls of linears by the form in which they ran.
+pub type Forms = BTreeMap<&'static str, usize>;
 
 impl ExpertLinear {
     /// `base` is `[out, in]`; the module's experts and router fit it.
@@ -51,7 +57,15 @@ impl ExpertLinear {
             layer.put(slot, lora)?;
         }
         let router = module.router.clone();
-        Ok(Self { in_features, out_features, experts, layer, router, setting: Setting::Base })
+        Ok(Self {
+            in_features,
+            out_features,
+            experts,
+            layer,
+            router,
+            setting: Setting::Base,
+            forms: Forms::new(),
+        })
     }
 
     /// Inputs of one token.
@@ -67,6 +81,11 @@ impl ExpertLinear {
     /// The router that this linear asks.
     pub fn router(&self) -> &LinearRouter {
         &self.router
+    }
+
+    /// The calls so far.
+    pub fn forms(&self) -> &Forms {
+        &self.forms
     }
 
     /// `x` is `[tokens, in]`, `y` is `[tokens, out]`; `routing` tells which experts were taken.
@@ -92,7 +111,9 @@ impl ExpertLinear {
             self.setting = setting.clone();
         }
         let taken = layer::Routing { topk_ids: &mut routing.ids, topk_weights: &mut routing.weights };
-        Ok(self.layer.forward(tokens, x, taken, y)?)
+        self.layer.forward(tokens, x, taken, y)?;
+        *self.forms.entry(self.layer.choose(tokens)?.form.name()).or_default() += 1;
+        Ok(())
     }
 
     /// The linear's own router where the setting asks it, else ids that come with the call.

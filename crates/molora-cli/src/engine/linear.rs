@@ -72,6 +72,14 @@ impl Linear {
         Ok(Self::Experts { linear, routing: Routing::default(), at })
     }
 
+    /// Its experts, where it has some.
+    pub fn experts(&self) -> Option<&ExpertLinear> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Experts { linear, .. } => Some(linear),
+        }
+    }
+
     /// `x` is `[tokens, in]`.
     pub fn forward(
         &mut self,

@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::config::Config;
+use super::expert::Forms;
 use super::linear::Observer;
 use super::mixture::Mixture;
 use super::setting::Setting;
@@ -111,6 +112,15 @@ impl Model {
     /// The layers from the first one with an expert on.
     pub fn expert_layers(&self) -> Range<usize> {
         self.first_expert_layer..self.config.layers
+    }
+
+    /// The calls of all linears with experts so far, by form.
+    pub fn forms(&self) -> Forms {
+        let mut forms = Forms::new();
+        for linear in self.blocks.iter().flat_map(Block::expert_linears) {
+            linear.forms().iter().for_each(|(form, calls)| *forms.entry(form).or_default() += calls);
+        }
+        forms
     }
 
     /// An empty cache.

@@ -1,0 +1,157 @@
+//! The sparse form: base and the experts of a plan in one dispatch behind shrink's.
+
+use super::{BIAS, COLUMNS, NO_BIAS, check_slices, column_blocks, slice_ends};
+use crate::adapter::slots::Slots;
+use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, View, Wgpu};
+use crate::element::Element;
+use crate::error::Result;
+use crate::ops::fused::{OP, Sizes};
+use crate::ops::{Form, Grid, Output, check_packed, tile_constants, word};
+
+/// Columns of y that a workgroup takes.
+const TILE_COLUMNS: usize = 64;
+/// Bindings of storage without a bias.
+const BINDINGS: u32 = 8;
+
+const SHARED_BIAS: &str = "fn topk_weights_at(i: u32) -> f32 { return side_at(i); }
+fn bias_of(o: u32) -> f32 { return side_at(params.routes + o); }
+";
+
+/// The launch: tiles of 64 tokens x 64 columns of one slice.
+pub fn sparse_grid(sizes: &Sizes, slices: &[usize]) -> Grid {
+    let blocks = column_blocks(slices, TILE_COLUMNS);
+    Grid {
+        form: Form::Many,
+        columns: TILE_COLUMNS,
+        blocks,
+        groups: sizes.tokens.div_ceil(TILE_ROWS) * blocks,
+    }
+}
+
+impl Wgpu {
+    /// Base and the experts of `plan` in one pass; `h` is [`Wgpu::shrink`]'s. Records into `encoder`; slots that changed
+    /// since the plan are skipped and set the status word.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "sizes, plan, pool, inputs, output: the order on every device"
+    )]
+    pub fn fused_sparse<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        plan: &device::Plan,
+        pool: &device::Pool,
+        weight: View<X>,
+        bias: Option<View<X>>,
+        x: View<X>,
+        h: View<f32>,
+        topk_weights: View<f32>,
+        y: View<X>,
+    ) -> Result<()> {
+        let slots = pool.slots();
+        sizes.check(slots, weight.len(), bias.map(|b| b.len()), x.len(), y.len())?;
+        plan.check_pool(OP, pool)?;
+        sizes.check_h(Some(plan.sizes()), slots.max_rank(), h.len(), topk_weights.len())?;
+        check_slices(X::TYPE, slots.is_packed(), slots.slices())?;
+        check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
+        check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
+        check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
+        word(OP, "h", h.len())?;
+        let grid = sparse_grid(sizes, slots.slices());
+        if grid.groups == 0 {
+            return Ok(());
+        }
+        let most = self.limits().max_storage_buffers_per_shader_stage;
+        let side = match bias {
+            Some(bias) if most <= BINDINGS => Some(self.side(encoder, sizes.routes(), topk_weights, bias)?),
+            _ => None,
+        };
+        // A packed adapter's ranks of a slice begin anywhere in a row of h.
+        let h = if slots.is_packed() { Binding::read("h", h) } else { Binding::rows("h", h, sizes.h_stride) };
+        let mut bindings = vec![
+            Binding::rows("x", x, sizes.x_stride),
+            Binding::rows("w", weight, sizes.in_features),
+            Binding::slots_and_b("b", pool),
+            Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
+            h,
+            Binding::write("y", y),
+            Binding::status(self),
+        ];
+        let biased = match (&side, bias) {
+            (Some(side), _) => {
+                bindings.push(Binding::read("side", View::<f32>::whole(side)));
+                SHARED_BIAS
+            }
+            (None, bias) => {
+                bindings.push(Binding::read("topk_weights", topk_weights));
+                bias.map_or(NO_BIAS, |bias| {
+                    bindings.push(Binding::read("bias", bias));
+                    BIAS
+                })
+            }
+        };
+        let mut params = plan.params()?.to_vec();
+        params.extend([
+            ("in_features", word(OP, "in_features", sizes.in_features)?),
+            ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
+            ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
+            ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
+            ("b_stride", word(OP, "b_stride", pool.b_stride())?),
+            ("column_blocks", word(OP, "out_features", grid.blocks)?),
+        ]);
+        params.extend(slice_ends(slots)?);
+        let [tile_m, tile_n, wide] = tile_constants(grid.columns, true);
+        let launch = Launch {
+            op: OP,
+            entry: "fused_sparse",
+            body: &[
+                biased,
+                include_str!("../../../../shaders/tile.wgsl"),
+                COLUMNS,
+                include_str!("../../../../shaders/fused.wgsl"),
+            ],
+            constants: &[
+                tile_m,
+                tile_n,
+                wide,
+                // More slots of a token are listed in turns: the lists stay small.
+                ("SLOTS", sizes.top_k.clamp(1, 4) as u32),
+                ("WHOLE_QUADS", u32::from(whole_quads(slots))),
+                ("SLICES", slots.slices().len() as u32),
+                ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
+            ],
+            params: &params,
+            bindings: &bindings,
+            groups: word(OP, "tokens", grid.groups)?,
+        };
+        self.launch(encoder, &launch)
+    }
+}
+
+/// Whether no part ends in the middle of four ranks. Adapters that come after the recording are not the plan's.
+fn whole_quads(slots: &Slots) -> bool {
+    (0..slots.slices().len()).all(|s| slots.parts(s).iter().all(|part| part.rank.is_multiple_of(4)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_tokens_and_slices() {
+        let sizes = Sizes {
+            tokens: 65,
+            top_k: 2,
+            in_features: 8,
+            out_features: 96,
+            x_stride: 8,
+            y_stride: 96,
+            h_stride: 4,
+            output: Output::Sum,
+        };
+        let groups = |tokens: usize, slices: &[usize]| sparse_grid(&Sizes { tokens, ..sizes }, slices).groups;
+        assert_eq!(groups(0, &[96]), 0);
+        assert_eq!((groups(64, &[96]), groups(65, &[96])), (2, 4));
+        assert_eq!(groups(1, &[32, 64]), 2);
+    }
+}

@@ -1,0 +1,199 @@
+//! What the shared table of cases does not ask of the fused product on WebGPU: packed pools, slots that change, weights and
+//! values that are not finite, batch invariance, devices of the fewest bindings.
+#![cfg(feature = "wgpu")]
+
+use half::{bf16, f16};
+use molora::adapter::slots::PoolSizes;
+use molora::device::wgpu::{Pool, Status, View};
+use molora::ops::{Expert, Output, fused, plan, shrink};
+use molora::{Element, ElementType, Lora, Wgpu};
+
+/// Every adapter that opens; says so where there is none, and fails where `MOLORA_REQUIRE` names one.
+fn devices() -> Vec<Wgpu> {
+    let subjects = molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
+    if subjects.iter().all(|s| s.kind() != "wgpu") {
+        println!("not tested: no WebGPU adapter here");
+    }
+    Wgpu::adapters().into_iter().filter_map(|adapter| Wgpu::open(&adapter).ok()).collect()
+}
+
+/// Seeded multiples of 1/8 in -1..1: sums of them are exact.
+fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
+    (0..len)
+        .map(|i| {
+            let mixed = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ (seed as u64).wrapping_mul(0x2545_f491_4f6c_dd1d);
+            E::from_f32((mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 60) as f32 / 8.0 - 1.0)
+        })
+        .collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Sparse,
+    Few,
+}
+
+/// A layer of one slice, in host memory.
+struct Case<X, A> {
+    sizes: fused::Sizes,
+    ranks: Vec<usize>,
+    loras: Vec<(Vec<A>, Vec<A>)>,
+    weight: Vec<X>,
+    bias: Option<Vec<X>>,
+    x: Vec<X>,
+    ids: Vec<i32>,
+    weights: Vec<f32>,
+}
+
+const SCALING: f32 = 0.5;
+/// Behind every row of y, and in y before a call.
+const PADDING: f32 = 7.0;
+
+impl<X: Element, A: Element> Case<X, A> {
+    fn new(tokens: usize, top_k: usize, ranks: &[usize], (inner, outer): (usize, usize)) -> Self {
+        let (x_stride, y_stride) = (inner.next_multiple_of(2) + 2, outer.next_multiple_of(2) + 2);
+        let h_stride = ranks.iter().copied().max().unwrap().max(1);
+        let (in_features, out_features, output) = (inner, outer, Output::Sum);
+        let sizes =
+            fused::Sizes { tokens, top_k, in_features, out_features, x_stride, y_stride, h_stride, output };
+        let live: Vec<i32> = (0..ranks.len() as i32).filter(|&e| ranks[e as usize] > 0).collect();
+        let id = |n: usize| {
+            let place = (n / top_k.max(1) * 5 + n % top_k.max(1) * 3 + n / 7) % (live.len() + 1);
+            live.get(place).copied().unwrap_or(-1)
+        };
+        Self {
+            sizes,
+            ranks: ranks.to_vec(),
+            loras: (0..ranks.len())
+                .map(|e| (values(e + 1, ranks[e] * inner), values(e + 90, outer * ranks[e])))
+                .collect(),
+            weight: values(31, outer * inner),
+            bias: None,
+            x: values(32, tokens * x_stride),
+            ids: (0..tokens * top_k).map(id).collect(),
+            weights: values(33, tokens * top_k),
+        }
+    }
+
+    fn pool(&self, wgpu: &Wgpu) -> Pool {
+        let fused::Sizes { in_features, out_features, .. } = self.sizes;
+        let (experts, rank_capacity) = (self.ranks.len(), self.ranks.iter().sum());
+        let sizes = PoolSizes { in_features, out_features, experts, rank_capacity, element: A::TYPE };
+        let mut pool = Pool::new(wgpu, sizes).unwrap();
+        (0..experts).filter(|&e| self.ranks[e] > 0).for_each(|e| pool.put(e, &self.lora(e)).unwrap());
+        pool
+    }
+
+    fn lora(&self, e: usize) -> Lora {
+        let fused::Sizes { in_features, out_features, .. } = self.sizes;
+        Lora::new(in_features, out_features, self.ranks[e], SCALING, &self.loras[e].0, &self.loras[e].1)
+            .unwrap()
+    }
+
+    fn plan_sizes(&self) -> plan::Sizes {
+        plan::Sizes { tokens: self.sizes.tokens, top_k: self.sizes.top_k, experts: self.ranks.len() }
+    }
+
+    fn expected(&self) -> Vec<X> {
+        let plan = plan::definition(&self.plan_sizes(), &self.ids, 0).unwrap();
+        let expert = |e: usize| {
+            let (lora_a, lora_b) = (&self.loras[e].0[..], &self.loras[e].1[..]);
+            Expert { rank: self.ranks[e], scaling: SCALING, lora_a, lora_b }
+        };
+        let experts: Vec<Expert<A>> = (0..self.ranks.len()).map(expert).collect();
+        let mut y = vec![X::from_f32(PADDING); self.sizes.tokens * self.sizes.y_stride];
+        let bias = self.bias.as_deref();
+        fused::definition(&self.sizes, &plan, &experts, &self.weight, bias, &self.x, &self.weights, &mut y)
+            .unwrap();
+        y
+    }
+
+    /// `change` happens between recording and submission.
+    fn run(&self, wgpu: &Wgpu, way: Way, change: impl FnOnce(&mut Pool)) -> Vec<X> {
+        let mut pool = self.pool(wgpu);
+        let sizes = &self.sizes;
+        let shrink = shrink::Sizes {
+            tokens: sizes.tokens,
+            top_k: sizes.top_k,
+            in_features: sizes.in_features,
+            x_stride: sizes.x_stride,
+            h_stride: sizes.h_stride,
+            output: sizes.output,
+        };
+        let len = sizes.tokens * sizes.y_stride;
+        let y = wgpu.upload(&vec![X::from_f32(PADDING); len]).unwrap();
+        let h = wgpu.upload(&vec![f32::NAN; (sizes.routes() * sizes.h_stride).max(1)]).unwrap();
+        let (ids, weights) = (wgpu.upload(&self.ids).unwrap(), wgpu.upload(&self.weights).unwrap());
+        let (x, weight) = (wgpu.upload(&self.x).unwrap(), wgpu.upload(&self.weight).unwrap());
+        let bias = self.bias.as_ref().map(|bias| wgpu.upload(bias).unwrap());
+        let bias = bias.as_ref().map(|b| View::<X>::new(b, 0, sizes.out_features).unwrap());
+        let (x, weight) =
+            (View::new(&x, 0, self.x.len()).unwrap(), View::new(&weight, 0, self.weight.len()).unwrap());
+        let (ids, weights) = (
+            View::new(&ids, 0, self.ids.len()).unwrap(),
+            View::new(&weights, 0, self.weights.len()).unwrap(),
+        );
+        let (h, y_view) = (View::whole(&h), View::new(&y, 0, len).unwrap());
+        let mut encoder = wgpu.encoder();
+        match way {
+            Way::Sparse => {
+                let plan = wgpu.plan(&mut encoder, &self.plan_sizes(), &pool, ids).unwrap();
+                wgpu.shrink(&mut encoder, &shrink, &plan, &pool, x, weights, h).unwrap();
+                wgpu.fused_sparse(&mut encoder, sizes, &plan, &pool, weight, bias, x, h, weights, y_view)
+                    .unwrap();
+            }
+            Way::Few => {
+                wgpu.fused_few(&mut encoder, sizes, &pool, weight, bias, x, ids, weights, h, y_view).unwrap();
+            }
+        }
+        change(&mut pool);
+        wgpu.queue().submit([encoder.finish()]);
+        wgpu.download(&y, len).unwrap()
+    }
+
+    fn check(&self, wgpu: &Wgpu, way: Way) {
+        close(&self.run(wgpu, way, |_| ()), &self.expected(), &format!("{way:?} {:?}", self.sizes));
+        assert!(wgpu.take_status().unwrap().is_ok());
+    }
+}
+
+fn close<X: Element>(got: &[X], want: &[X], label: &str) {
+    let tolerance = match X::TYPE {
+        ElementType::F32 => 1e-5,
+        ElementType::F16 => 1e-3,
+        ElementType::Bf16 => 8e-3,
+    };
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let (got, want) = (got.to_f32(), want.to_f32());
+        assert!((got - want).abs() <= tolerance * (1.0 + want.abs()), "{label}: [{i}] is {got}, not {want}");
+    }
+}
+
+const RANKS: [usize; 6] = [1, 4, 0, 7, 16, 33];
+
+#[test]
+fn as_the_definition_says() {
+    for wgpu in devices() {
+        for (way, tokens) in [1, 3, 8, 16, 65]
+            .map(|t| (Way::Sparse, t))
+            .into_iter()
+            .chain([1, 2, 3, 8, 13, 16].map(|t| (Way::Few, t)))
+        {
+            for top_k in [0, 1, 2, 5, 9] {
+                for shape in [(24, 20), (37, 130)] {
+                    Case::<f32, f32>::new(tokens, top_k, &RANKS, shape).check(&wgpu, way);
+                }
+            }
+            let shape = (70, 67);
+            let bias = Some(values(50, 67));
+            Case { bias, ..Case::<f16, f32>::new(tokens, 2, &RANKS, shape) }.check(&wgpu, way);
+            let bias = Some(values(50, 67));
+            Case { bias, ..Case::<bf16, bf16>::new(tokens, 2, &RANKS, shape) }.check(&wgpu, way);
+            Case::<f32, f16>::new(tokens, 3, &RANKS, shape).check(&wgpu, way);
+        }
+        let mut case = Case::<f32, f32>::new(70, 2, &[5; 6], (24, 20));
+        case.sizes.output = Output::RankSum;
+        case.check(&wgpu, Way::Sparse);
+    }
+}
