@@ -118,3 +118,25 @@ struct FewParams {
     u32 shrink_jobs, x_vector, w_vector, slices;
     u32 slice_ends[4]; // the column behind each slice
 };
+
+// Values of GroupedParams::rows.
+constexpr u32 PLAIN = 0, GATED = 1, COMBINED = 2;
+
+struct GroupedParams {
+    PlanParams plan;           // of the base experts
+    const Slot* loras;         // [slots], then, where packed, [slices][slots]: each slice's part of a slot
+    const int* lora_ids;       // [tokens][top_k]
+    const void* x;             // [tokens or routes][x_stride]
+    const void* weight;        // [experts][out_features][in_features]
+    const float* h;            // [routes][h_stride]
+    const void* b;             // B transposed: [rank_capacity][b_stride]
+    const float* topk_weights; // [tokens][top_k]
+    float* scratch;            // combined: [routes][out_features]
+    u32* counters;             // combined: [token_groups][column_blocks], zeros before and after every launch
+    void* y;                   // [routes][y_stride], combined: [tokens][y_stride]
+    u32 slots, slices, lora_rank, in_features; // adapters above lora_rank are skipped: RANK_TOO_LARGE
+    u32 out_features, width, x_stride, h_stride;
+    u32 b_stride, y_stride, column_blocks, rows;
+    u32 x_per_route, group_tokens, x_vector, w_vector; // group_tokens: how many share a counter
+    u32 h_vector, y_vector, tiles, unused;             // tiles: of the grid
+};

@@ -1,6 +1,7 @@
 //! The sparse form: base and the experts of a plan in one dispatch behind shrink's.
 
 use super::{BIAS, COLUMNS, NO_BIAS, check_slices, column_blocks, slice_ends};
+use crate::adapter::slots::Slots;
 use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
@@ -115,6 +116,7 @@ impl Wgpu {
                 wide,
                 // More slots of a token are listed in turns: the lists stay small.
                 ("SLOTS", sizes.top_k.clamp(1, 4) as u32),
+                ("WHOLE_QUADS", u32::from(whole_quads(slots))),
                 ("SLICES", slots.slices().len() as u32),
                 ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
             ],
@@ -124,6 +126,11 @@ impl Wgpu {
         };
         self.launch(encoder, &launch)
     }
+}
+
+/// Whether no part ends in the middle of four ranks. Adapters that come after the recording are not the plan's.
+fn whole_quads(slots: &Slots) -> bool {
+    (0..slots.slices().len()).all(|s| slots.parts(s).iter().all(|part| part.rank.is_multiple_of(4)))
 }
 
 #[cfg(test)]
