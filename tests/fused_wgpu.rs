@@ -3,11 +3,12 @@
 #![cfg(feature = "wgpu")]
 
 use half::{bf16, f16};
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Pool, Status, View};
+use molora::ops::route::{self, Weighting, WgpuRouter};
 use molora::ops::{Expert, Output, fused, plan, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
-use std::future::Future;
 
 /// Every adapter that opens; says so where there is none, and fails where `MOLORA_REQUIRE` names one.
 fn devices() -> Vec<Wgpu> {
@@ -287,21 +288,59 @@ fn bits_are_a_tokens_own() {
 #[test]
 fn few_bindings_suffice() {
     for adapter in Wgpu::adapters() {
-        let descriptor =
-            wgpu::DeviceDescriptor { required_limits: wgpu::Limits::default(), ..Default::default() };
-        let mut future = std::pin::pin!(adapter.request_device(&descriptor));
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let opened = loop {
-            if let std::task::Poll::Ready(opened) = future.as_mut().poll(&mut context) {
-                break opened;
-            }
-        };
-        let Ok((device, queue)) = opened else { continue };
-        let wgpu = Wgpu::from_device(adapter.get_info(), device, queue);
+        let Ok(wgpu) = Wgpu::open_with(&adapter, wgpu::Limits::default()) else { continue };
         assert_eq!(wgpu.limits().max_storage_buffers_per_shader_stage, 8);
         for (way, tokens) in [(Way::Sparse, 66), (Way::Few, 7), (Way::Dense, 66)] {
             let bias = Some(values(50, 20));
             Case { bias, ..Case::<f32, f32>::new(tokens, 2, &RANKS, (24, 20)) }.check(&wgpu, way);
+        }
+    }
+}
+
+/// The gate's own routing is the room's, to the bit.
+#[test]
+fn the_gate_routes_as_route_does() {
+    const EXPERTS: usize = 13;
+    for wgpu in devices() {
+        let case = Case::<f32, f32>::new(70, 3, &[2; EXPERTS], (37, 20));
+        let (pool, sizes) = (case.pool(&wgpu), case.sizes);
+        let x: Vec<f32> = (0..case.x.len()).map(|i| (i as f32 * 0.71).sin()).collect();
+        let weight: Vec<f32> = (0..EXPERTS * 37).map(|i| (i as f32 * 0.13).cos()).collect();
+        let bias: Vec<f32> = (0..EXPERTS).map(|e| e as f32 / 16.0).collect();
+        let linear = LinearRouter::new(EXPERTS, 37, &weight, Some(&bias)).unwrap();
+        let router = WgpuRouter::new(&wgpu, linear).unwrap();
+        let (x, routes) = (wgpu.upload(&x).unwrap(), sizes.routes());
+        for weighting in Weighting::ALL {
+            let run = |gate: bool| {
+                let (ids, weights) = (
+                    wgpu.upload(&vec![9i32; routes]).unwrap(),
+                    wgpu.upload(&vec![f32::NAN; routes]).unwrap(),
+                );
+                let z = wgpu.upload(&vec![f32::NAN; 70 * 26]).unwrap();
+                let (ids_view, weights_view) =
+                    (View::new(&ids, 0, routes).unwrap(), View::new(&weights, 0, routes).unwrap());
+                let (x, mut encoder) = (View::<f32>::whole(&x), wgpu.encoder());
+                if gate {
+                    let sizes = fused::Sizes { h_stride: 26, ..sizes };
+                    let (router, z) = (Some((&router, weighting)), View::<f32>::whole(&z));
+                    wgpu.fused_gate(&mut encoder, &sizes, &pool, router, x, ids_view, weights_view, z)
+                        .unwrap();
+                } else {
+                    let route = route::Sizes {
+                        tokens: 70,
+                        in_features: 37,
+                        x_stride: sizes.x_stride,
+                        experts: EXPERTS,
+                        top_k: 3,
+                        weighting,
+                    };
+                    wgpu.route(&mut encoder, &route, &router, x, ids_view, weights_view).unwrap();
+                }
+                wgpu.queue().submit([encoder.finish()]);
+                let weights: Vec<u32> = wgpu.download(&weights, routes).unwrap();
+                (wgpu.download::<i32>(&ids, routes).unwrap(), weights)
+            };
+            assert_eq!(run(true), run(false), "{weighting:?}");
         }
     }
 }
