@@ -11,8 +11,8 @@ using grouped::Walk;
 constexpr u32 COLUMNS = 64, THREADS = 256;
 
 struct Shared {
+    Stages<COLUMNS> stages; // 16 bytes at a time
     grouped::Tile tile;
-    Stages<COLUMNS> stages;
 };
 
 // Where a tile's column lies. Gated: two of gate, the same two of up, and so on.

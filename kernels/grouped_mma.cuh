@@ -295,13 +295,13 @@ template <class X> __device__ __forceinline__ void grouped(const GroupedParams& 
 
 } // namespace grouped_mma
 
-extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, 4)
+extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, SM80 ? 4 : 2)
 grouped_mma_f16(const __grid_constant__ GroupedParams p) {
     grouped_mma::grouped<f16>(p);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, 4)
+extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, SM80 ? 4 : 2)
 grouped_mma_bf16(const __grid_constant__ GroupedParams p) {
     grouped_mma::grouped<bf16>(p);
 }

@@ -157,7 +157,7 @@ arrive(const GroupedParams& p, Tile& s, const Extent& extent, u32 block, u32 o0,
                      : "l"(__cvta_generic_to_global(counter))
                      : "memory");
         if (before + 1 == expected_rows(p, group, live)) {
-            *counter = 0;
+            asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(__cvta_generic_to_global(counter)) : "memory");
             s.finished[i] = group;
         }
     }

@@ -5,6 +5,7 @@ use super::module::Set;
 use super::params::*;
 use crate::adapter::slots::Slot;
 use crate::device::status::Status;
+use crate::ops::grouped::{Rows, cuda::rows_word};
 use std::collections::BTreeMap;
 
 const HEADER: &str = include_str!("../../../kernels/params.cuh");
@@ -93,6 +94,7 @@ fn structs_lie_alike() {
         ("ExpandParams", size_of::<ExpandParams>()),
         ("BaseParams", size_of::<BaseParams>()),
         ("FewParams", size_of::<FewParams>()),
+        ("GroupedParams", size_of::<GroupedParams>()),
     ] {
         let fields = fields_of_cuda(name);
         assert!(fields.len() >= 14, "{name}: {fields:?}");
@@ -126,6 +128,9 @@ fn constants_are_alike() {
         ("CHUNK_TOKENS", CHUNK_TOKENS),
         ("NONE", u32::MAX),
         ("FEW_ROUTES", FEW_ROUTES),
+        ("PLAIN", rows_word(Rows::Plain)),
+        ("GATED", rows_word(Rows::Gated)),
+        ("COMBINED", rows_word(Rows::Combined)),
         ("SUM", output_word(crate::ops::Output::Sum)),
         ("PER_ROUTE", output_word(crate::ops::Output::PerRoute)),
         ("RANK_SUM", output_word(crate::ops::Output::RankSum)),
@@ -179,6 +184,7 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::ExpandFew | Kernel::ExpandMany | Kernel::ExpandMma => size_of::<ExpandParams>(),
         Kernel::BaseFew | Kernel::BaseMany | Kernel::BaseMma => size_of::<BaseParams>(),
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
+        Kernel::GroupedMany | Kernel::GroupedMma => size_of::<GroupedParams>(),
     }
 }
 

@@ -41,6 +41,10 @@ pub enum Kernel {
     FusedFew,
     /// The same on tensor cores.
     FusedFewMma,
+    /// A tile of the plan and 64 rows of its expert's weight in f32.
+    GroupedMany,
+    /// A tile of the plan and 128 rows of its expert's weight on tensor cores.
+    GroupedMma,
 }
 
 /// Which element types are part of a kernel's name.
@@ -57,7 +61,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -75,6 +79,8 @@ impl Kernel {
         Self::BaseMma,
         Self::FusedFew,
         Self::FusedFewMma,
+        Self::GroupedMany,
+        Self::GroupedMma,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -97,6 +103,8 @@ impl Kernel {
             Self::BaseMma => ("base_mma", 256, Named::Half),
             Self::FusedFew => ("fused_few", 256, Named::XAndA),
             Self::FusedFewMma => ("fused_few_mma", 256, Named::Half),
+            Self::GroupedMany => ("grouped_many", 256, Named::XAndA),
+            Self::GroupedMma => ("grouped_mma", 128, Named::Half),
         }
     }
 

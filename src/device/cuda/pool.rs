@@ -54,6 +54,16 @@ impl Pool {
         Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0 })
     }
 
+    /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
+    /// [`grouped`](crate::ops::grouped) products need, is made from it.
+    pub fn markers(cuda: &Cuda, experts: usize) -> Result<Self> {
+        let element = ElementType::F32;
+        let sizes = PoolSizes { in_features: 1, out_features: 1, experts, rank_capacity: experts, element };
+        let (mut pool, marker) = (Self::new(cuda, sizes)?, Lora::new(1, 1, 1, 1.0, &[0f32], &[0f32])?);
+        (0..experts).try_for_each(|slot| pool.put(slot, &marker))?;
+        Ok(pool)
+    }
+
     /// Launches are made for ranks up to this, whatever the pool holds: for graphs that are captured before the adapters come.
     /// What is larger still is skipped by a replay, with a bit in the status word.
     pub fn reserve_rank(&mut self, rank: usize) -> Result<()> {

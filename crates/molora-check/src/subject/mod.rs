@@ -4,6 +4,8 @@ mod cpu;
 mod cpu_group;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_group;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -109,10 +111,10 @@ pub trait Subject: Send + Sync {
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
 }
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(feature = "wgpu")]
 const NO_GROUPED: &str = "the device has no grouped product";
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(feature = "wgpu")]
 fn no_grouped(subject: &dyn Subject) -> molora::error::Error {
     molora::error::Error::Device { device: subject.name(), reason: NO_GROUPED.into() }
 }
