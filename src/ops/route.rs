@@ -13,7 +13,7 @@ pub use cuda::CudaRouter;
 use super::word;
 use super::{check_equal, check_len, check_routes, check_rows};
 use crate::adapter::LinearRouter;
-use crate::device::cpu::{Cpu, SharedMut};
+use crate::device::cpu::{Cpu, Matrix, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Access, Binding, Launch, View, Wgpu};
 use crate::element::Element;
@@ -190,7 +190,7 @@ impl Cpu {
             self.dot_rows(
                 (count, experts),
                 |t| &x[(first + t) * x_stride..][..in_features],
-                |e| &router.weight()[e * in_features..][..in_features],
+                Matrix::row_major(router.weight(), in_features),
                 (&mut scores, experts),
                 |_, e, z| z + router.bias().map_or(0.0, |b| b[e]),
             );

@@ -217,10 +217,12 @@ impl Cpu {
             let (e, n0, r0, ranks) = tiles[tile];
             let routes = &plan.routes_of(e)[n0..];
             let routes = &routes[..routes.len().min(DOT_ROWS)];
+            let first = slots[e].row as usize;
             self.dot_tile::<X, A>(
-                (routes.len(), ranks.min(slots[e].rank as usize - r0)),
+                routes.len(),
                 |m| &x[routes[m] as usize / sizes.top_k * sizes.x_stride..][..sizes.in_features],
-                |r| pool.a_row(&slots[e], r0 + r),
+                pool.a_matrix(),
+                first + r0..first + (r0 + ranks).min(slots[e].rank as usize),
                 // SAFETY: every (route, rank) is one product of one task.
                 |m, r, v| unsafe { place.part(routes[m] as usize * sizes.h_stride + r0 + r, 1)[0] = v },
             );

@@ -10,8 +10,9 @@
 
 use super::kernels::panel::{BLOCK, Block, block};
 use super::memory::Lines;
+use super::pool::B_COLUMNS;
 use super::rows::Tiles;
-use super::{Cpu, SharedMut, Weight};
+use super::{Cpu, Pool, SharedMut, Weight};
 use crate::element::Element;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -151,33 +152,19 @@ impl Cpu {
         Sums { rows, columns, c, stride }
     }
 
-    /// Adds `z rows` to sums, where row k of `rows [z.inner(), width]` belongs to column k of z: the inner loop runs on.
-    pub(crate) fn extend<B: Element>(
-        &self,
-        z: &Tiles,
-        rows: &[B],
-        width: usize,
-        part: &Part,
-        sums: &mut Sums,
-    ) {
+    /// Adds `z B` to sums, where column k of z belongs to row k of a pool of one slice: the inner loop runs on.
+    pub(crate) fn extend<B: Element>(&self, z: &Tiles, pool: &Pool, part: &Part, sums: &mut Sums) {
         let columns = self.level.columns();
-        let mut edge = vec![B::zeroed(); 0];
-        for inner in blocks_of(z.inner()) {
-            for panel in part.panels.clone() {
-                let column = panel * columns;
-                let count = columns.min(width - column);
-                let mut w = (&rows[inner.start * width + column..inner.end * width], width);
-                if count < columns {
-                    edge.resize(inner.len() * columns, B::zeroed());
-                    for (to, from) in edge.chunks_mut(columns).zip(w.0.chunks(width)) {
-                        to[..count].copy_from_slice(&from[..count]);
-                    }
-                    w = (&edge, columns);
+        for panel in part.panels.clone() {
+            let (c, column) = (&mut sums.c[(panel - part.panels.start) * columns..], panel * columns);
+            // A panel of B holds whole panels of the weight, zeros behind the last column.
+            for (_, rows) in pool.b_panels::<B>(column..column + 1) {
+                for inner in blocks_of(z.inner()) {
+                    let w = &rows[inner.start * B_COLUMNS + column % B_COLUMNS..];
+                    let (tiles, next) = (part.tiles.clone(), std::ptr::null());
+                    let args = Block { w, w_stride: B_COLUMNS, inner, next, x: z, tiles, add: true };
+                    block(self.level, &args, c, sums.stride);
                 }
-                let (inner, tiles) = (inner.clone(), part.tiles.clone());
-                let next = std::ptr::null();
-                let args = Block { w: w.0, w_stride: w.1, inner, next, x: z, tiles, add: true };
-                block(self.level, &args, &mut sums.c[(panel - part.panels.start) * columns..], sums.stride);
             }
         }
     }

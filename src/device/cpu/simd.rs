@@ -102,8 +102,8 @@ pub(super) trait Simd {
     unsafe fn store_f16(to: *mut u16, v: Self::V);
     /// Rounds to nearest, ties to even.
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
-    /// Sum of the lanes in one fixed order.
-    unsafe fn sum(v: Self::V) -> f32;
+    /// The lanes' sum of each of four registers, in one fixed order.
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
     /// Asks for a cache line that will be read; any address will do.
     unsafe fn prefetch(at: *const u8);
 
@@ -212,8 +212,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
     #[inline(always)]
-    unsafe fn sum(v: Self::V) -> f32 {
-        ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]))
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])))
     }
 }
 

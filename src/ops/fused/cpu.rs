@@ -2,7 +2,7 @@
 
 use super::{OP, Sizes, cost};
 use crate::adapter::LinearRouter;
-use crate::device::cpu::{Cpu, Extension, Out, Pool, SharedMut, Tiles, Weight};
+use crate::device::cpu::{B_COLUMNS, Cpu, Extension, Out, Pool, SharedMut, Tiles, Weight};
 use crate::element::{Element, ElementType};
 use crate::error::Result;
 use crate::ops::plan::{self, Plan};
@@ -132,11 +132,10 @@ impl Cpu {
             chosen.peek()?;
             Some(chosen.map(|n| topk_weights[n] * slots.slots()[owner as usize].scaling).sum::<f32>())
         };
-        let a = pool.a_rows::<A>();
         self.dot_rows(
             (sizes.tokens, rows),
             |t| &x[t * sizes.x_stride..][..inner],
-            |r| &a[r * inner..][..inner],
+            pool.a_matrix::<A>(),
             (z, sizes.h_stride),
             |t, r, product| Z::from_f32(gate(t, owners[r]).map_or(0.0, |gate| gate * product)),
         );
@@ -157,14 +156,14 @@ impl Cpu {
         let slots = pool.slots();
         self.check_fused(sizes, pool, weight, bias, x, y)?;
         sizes.check_z(slots, z.len(), sizes.routes(), sizes.routes())?;
-        let (rows, width) = (slots.used_rows(), slots.slice_width());
+        let rows = slots.used_rows();
         let x = self.fused_tiles(sizes, x);
         let z = Tiles::new(self, [sizes.tokens], rows, |t| &z[t * sizes.h_stride..][..rows]);
         let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
         self.products(weight, &x, &out, |part, sums| match slots.sizes().element {
-            ElementType::F32 => self.extend(&z, pool.b_rows::<f32>(), width, part, sums),
-            ElementType::F16 => self.extend(&z, pool.b_rows::<f16>(), width, part, sums),
-            ElementType::Bf16 => self.extend(&z, pool.b_rows::<bf16>(), width, part, sums),
+            ElementType::F32 => self.extend::<f32>(&z, pool, part, sums),
+            ElementType::F16 => self.extend::<f16>(&z, pool, part, sums),
+            ElementType::Bf16 => self.extend::<bf16>(&z, pool, part, sums),
         });
         Ok(())
     }
@@ -219,9 +218,9 @@ impl Cpu {
             row[..inputs].copy_from_slice(from);
             let experts = &mut row[inputs..][..slots.used_rows()];
             match slots.sizes().element {
-                ElementType::F32 => column(pool.b_rows::<f32>(), outputs, o, experts),
-                ElementType::F16 => column(pool.b_rows::<f16>(), outputs, o, experts),
-                ElementType::Bf16 => column(pool.b_rows::<bf16>(), outputs, o, experts),
+                ElementType::F32 => column::<f32, X>(pool, o, experts),
+                ElementType::F16 => column::<f16, X>(pool, o, experts),
+                ElementType::Bf16 => column::<bf16, X>(pool, o, experts),
             }
         }
         Ok(())
@@ -246,7 +245,10 @@ impl Cpu {
     }
 }
 
-fn column<B: Element, X: Element>(rows: &[B], width: usize, column: usize, to: &mut [X]) {
-    let values = rows[column..].iter().step_by(width);
-    to.iter_mut().zip(values).for_each(|(to, b)| *to = X::from_f32(b.to_f32()));
+/// Column o of B transposed.
+fn column<B: Element, X: Element>(pool: &Pool, o: usize, to: &mut [X]) {
+    for (_, panel) in pool.b_panels::<B>(o..o + 1) {
+        let values = panel[o % B_COLUMNS..].iter().step_by(B_COLUMNS);
+        to.iter_mut().zip(values).for_each(|(to, b)| *to = X::from_f32(b.to_f32()));
+    }
 }

@@ -233,11 +233,17 @@ impl Subject for WgpuSubject {
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
-        let packed = case.x != ElementType::F32 && case.op.has_base();
-        let odd = packed && case.in_features % 2 == 1;
-        odd.then(|| "a weight in 16 bits with rows of odd length".into()).or_else(|| {
-            refused_form(self, case).or_else(|| (case.op == Op::Grouped).then(|| NO_GROUPED.into()))
-        })
+        if case.op == Op::Grouped {
+            return Some(NO_GROUPED.into());
+        }
+        let (halves, widths) = (case.x != ElementType::F32, case.slice_widths());
+        if halves && case.op.has_base() && case.in_features % 2 == 1 {
+            return Some("a weight in 16 bits with rows of odd length".into());
+        }
+        if halves && widths[..widths.len() - 1].iter().any(|width| width % 2 == 1) {
+            return Some("slices in 16 bits that begin in the middle of a word".into());
+        }
+        refused_form(self, case)
     }
 
     fn details(&self) -> Vec<(String, String)> {

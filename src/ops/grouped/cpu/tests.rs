@@ -115,9 +115,9 @@ impl<X: Element> Case<X> {
         let mut loras: Vec<Vec<Expert<f32>>> = Vec::new();
         for parts in &self.loras {
             let experts = parts.iter();
-            let experts =
-                experts.map(|(rank, lora_a, lora_b)| Expert { rank: *rank, scaling: 0.5, lora_a, lora_b });
-            loras.push(experts.collect());
+            let expert =
+                experts.map(|(rank, a, b)| Expert { rank: *rank, scaling: 0.5, lora_a: a, lora_b: b });
+            loras.push(expert.collect());
         }
         let (ids, weights) = (&self.topk_ids, &self.topk_weights);
         definition(&self.sizes, ids, &self.lora_ids, &loras, &self.weight, &self.x, weights, &mut y).unwrap();
