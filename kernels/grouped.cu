@@ -84,7 +84,7 @@ template <class X, class A> __device__ __forceinline__ void grouped(const Groupe
 } // namespace grouped_many
 
 #define GROUPED(x, X, a, A)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(grouped_many::THREADS)                                        \
+    extern "C" __global__ void __launch_bounds__(grouped_many::THREADS, 2)                                     \
         grouped_many_##x##_##a(const __grid_constant__ GroupedParams p) {                                      \
         grouped_many::grouped<X, A>(p);                                                                        \
     }

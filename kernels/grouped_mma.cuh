@@ -161,7 +161,10 @@ __device__ __forceinline__ void multiply_step(Product (&sums)[4][4], const Exten
         for (u32 m = 0; m < 4; m++) {
             Left left;
             load_tiles(left.a, shared_address(s.z[stage] + z_place(16 * m + lane % 16, lane / 16)));
-            const float* back = &s.back[stage][16 * m + lane / 4];
+            // Not all at once: registers are short.
+            const volatile float* at = &s.back[stage][16 * m + lane / 4];
+            float back[2];
+            if constexpr (!HAS_RANGE<X>) back[0] = at[0], back[1] = at[8];
 #pragma unroll
             for (u32 n = 0; n < 2; n++) {
                 Right b{{right[2 * n], right[2 * n + 1]}};
@@ -172,7 +175,7 @@ __device__ __forceinline__ void multiply_step(Product (&sums)[4][4], const Exten
                     multiply<X>(product, left, b);
                     float(&d)[4] = sums[m][2 * half + n].d;
 #pragma unroll
-                    for (u32 i = 0; i < 4; i++) d[i] = fmaf(product.d[i], back[8 * (i / 2)], d[i]);
+                    for (u32 i = 0; i < 4; i++) d[i] = fmaf(product.d[i], back[i / 2], d[i]);
                 }
             }
         }
@@ -295,13 +298,14 @@ template <class X> __device__ __forceinline__ void grouped(const GroupedParams& 
 
 } // namespace grouped_mma
 
-extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, SM80 ? 4 : 2)
+// A block less than bf16 has: what scaling takes.
+extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, SM80 ? 3 : 2)
 grouped_mma_f16(const __grid_constant__ GroupedParams p) {
     grouped_mma::grouped<f16>(p);
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, SM80 ? 4 : 2)
+extern "C" __global__ void __launch_bounds__(grouped_mma::THREADS, 4)
 grouped_mma_bf16(const __grid_constant__ GroupedParams p) {
     grouped_mma::grouped<bf16>(p);
 }
