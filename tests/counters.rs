@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 
 use molora::element::ElementType::{self, Bf16, F32};
+use molora::ops::fused::Form;
 use molora_check::counters::{COLUMNS, Row, count, row};
 use molora_check::{Case, Inputs, Op, Subject, subjects};
 use std::collections::BTreeMap;
@@ -61,7 +62,16 @@ fn cases() -> Vec<Case> {
         [(Bf16, 1), (Bf16, 8), (Bf16, 128), (F32, 1), (F32, 64)]
             .map(|(element, tokens)| sized(Op::Base, (tokens, 1024, 512, 1, 1, 1), element)),
     );
+    cases.extend([fused(PEERS), fused((128, 1024, 512, 8, 2, 16)), fused((128, 1024, 512, 64, 2, 40))]);
     cases
+}
+
+/// The fused layer's sparse form.
+fn fused(shape: (usize, usize, usize, usize, usize, usize)) -> Case {
+    let (tokens, in_features, out_features, experts, top_k, rank) = shape;
+    let mut case = Case { tokens, in_features, out_features, ..Case::new(Op::Fused) }.element(Bf16);
+    (case.experts, case.top_k, case.ranks, case.form) = (experts, top_k, vec![rank], Some(Form::Sparse));
+    case
 }
 
 /// The machine where it runs the kernels that ship for sm_80: the table is theirs.
@@ -139,6 +149,24 @@ fn no_counter_worsens() {
         }
     }
     assert!(worse.is_empty(), "{}", worse.join("\n"));
+}
+
+/// The fused layer reads, beside what its two products read alone, every active adapter once and h once, and its steps run
+/// over whole sixteens of ranks of the experts that the tile uses, no more.
+#[test]
+fn the_extension_reads_b_and_h_alone() {
+    let Some(subject) = stand_in() else { return };
+    let (tokens, inner, out, experts, rank) = (128, 1024, 512, 8, 16);
+    let case = fused((tokens, inner, out, experts, 2, rank));
+    let base = Case { tokens, in_features: inner, out_features: out, ..Case::new(Op::Base) }.element(Bf16);
+    let (rows, base) = (rows(subject.as_ref(), &case), rows(subject.as_ref(), &base));
+    let (fused, base) = (rows["fused_sparse_mma_bf16"], base["base_mma_bf16"]);
+    // One row of tiles, four of columns: B once; h, 64 bytes a route, once for every tile of columns.
+    let b = experts * rank * out * 2 / 32;
+    let h = 4 * case.routes() * rank * 4 / 32;
+    let bound = 1.05 * (base[3] + (b + h) as f64);
+    assert!(fused[3] <= bound, "sectors read: {}, bound {bound}", fused[3]);
+    assert_eq!(fused[0], 1.0, "launches");
 }
 
 /// The bounds that peers' counts set; see README, Results.
