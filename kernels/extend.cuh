@@ -167,7 +167,7 @@ __device__ __forceinline__ Choice find(const Source& from, const Used<TOKENS>& s
     if (walk.rank == 0 || token >= s.tile.tokens) return choice;
     float other;
     u32 j = next_slot(from, s, walk, token, 0, choice.factor);
-    if (j >= from.plan.top_k) return choice;
+    if (j >= from.plan.top_k) return Choice{NONE, 0.0f}; // a weight that is not finite left its factor
     choice.slot = next_slot(from, s, walk, token, j + 1, other) < from.plan.top_k ? j | AGAIN : j;
     return choice;
 }

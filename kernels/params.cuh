@@ -133,23 +133,6 @@ struct FusedParams {
     u32 unused[3];
 };
 
-// What the dense form's first product makes: scores, the choice, and z.
-struct GateParams {
-    const Slot* slots;      // [experts]
-    u32* status;
-    const u32* live_tokens; // one word, or null
-    const void* x;          // [tokens][x_stride]
-    const void* a;          // [rank_capacity][a_stride], rows at multiples of 16 bytes, zeros behind in_features
-    const float* router;    // [scores][in_features], or null: ids and weights are given
-    const float* bias;      // [scores] or null
-    int* topk_ids;          // [tokens][top_k]
-    float* topk_weights;    // [tokens][top_k]
-    void* z;                // [tokens][z_stride], x's element
-    u32 tokens, top_k, experts, scores;
-    u32 in_features, x_stride, a_stride, z_stride;
-    u32 rows, x_vector, softmax_all, r_vector; // rows: of A, and columns of z
-};
-
 // Values of GroupedParams::rows.
 constexpr u32 PLAIN = 0, GATED = 1, COMBINED = 2;
 

@@ -223,34 +223,6 @@ pub(crate) struct FusedParams {
     pub(crate) unused: [u32; 3],
 }
 
-/// The dense form's first product.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct GateParams {
-    pub(crate) slots: Address,
-    pub(crate) status: Address,
-    pub(crate) live_tokens: Address,
-    pub(crate) x: Address,
-    pub(crate) a: Address,
-    pub(crate) router: Address,
-    pub(crate) bias: Address,
-    pub(crate) topk_ids: Address,
-    pub(crate) topk_weights: Address,
-    pub(crate) z: Address,
-    pub(crate) tokens: u32,
-    pub(crate) top_k: u32,
-    pub(crate) experts: u32,
-    pub(crate) scores: u32,
-    pub(crate) in_features: u32,
-    pub(crate) x_stride: u32,
-    pub(crate) a_stride: u32,
-    pub(crate) z_stride: u32,
-    pub(crate) rows: u32,
-    pub(crate) x_vector: u32,
-    pub(crate) softmax_all: u32,
-    pub(crate) r_vector: u32,
-}
-
 /// The params of a kernel: passed by value, as its only parameter.
 pub(crate) trait Params: Pod {}
 impl Params for PlanParams {}
@@ -261,7 +233,6 @@ impl Params for BaseParams {}
 impl Params for FewParams {}
 impl Params for GroupedParams {}
 impl Params for FusedParams {}
-impl Params for GateParams {}
 
 /// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
 pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {

@@ -97,11 +97,8 @@ impl Cuda {
         sizes.check_h(Some(plan.sizes()), pool.max_rank(), h.len(), topk_weights.len())?;
         plan.check_pool(OP, self, pool)?;
         word(OP, "h", h.len())?;
-        let memory = [
-            ("plan", plan.memory.stream()),
-            ("h", h.stream()),
-            ("topk_weights", topk_weights.stream()),
-        ];
+        let memory =
+            [("plan", plan.memory.stream()), ("h", h.stream()), ("topk_weights", topk_weights.stream())];
         self.check_streams(OP, memory)?;
         if sizes.routes() == 0 {
             // Without routes there is no plan to read.
