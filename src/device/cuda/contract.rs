@@ -93,9 +93,11 @@ fn structs_lie_alike() {
         ("ExpandParams", size_of::<ExpandParams>()),
         ("BaseParams", size_of::<BaseParams>()),
         ("FewParams", size_of::<FewParams>()),
+        ("GateParams", size_of::<GateParams>()),
+        ("ConcatParams", size_of::<ConcatParams>()),
     ] {
         let fields = fields_of_cuda(name);
-        assert!(fields.len() >= 14, "{name}: {fields:?}");
+        assert!(fields.len() >= 11, "{name}: {fields:?}");
         assert_eq!(fields, fields_of_rust(RUST, &format!("struct {name} {{")), "{name}");
         assert_eq!(size(&fields, &known), rust_size, "{name}");
         known.insert(name, rust_size);
@@ -126,6 +128,11 @@ fn constants_are_alike() {
         ("CHUNK_TOKENS", CHUNK_TOKENS),
         ("NONE", u32::MAX),
         ("FEW_ROUTES", FEW_ROUTES),
+        ("GATE_ROWS", GATE_ROWS),
+        ("GATE_EXPERTS", GATE_EXPERTS),
+        ("TYPE_F32", type_word(crate::ElementType::F32)),
+        ("TYPE_F16", type_word(crate::ElementType::F16)),
+        ("TYPE_BF16", type_word(crate::ElementType::Bf16)),
         ("SUM", output_word(crate::ops::Output::Sum)),
         ("PER_ROUTE", output_word(crate::ops::Output::PerRoute)),
         ("RANK_SUM", output_word(crate::ops::Output::RankSum)),
@@ -179,6 +186,8 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::ExpandFew | Kernel::ExpandMany | Kernel::ExpandMma => size_of::<ExpandParams>(),
         Kernel::BaseFew | Kernel::BaseMany | Kernel::BaseMma => size_of::<BaseParams>(),
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
+        Kernel::FusedGate | Kernel::FusedGateMma => size_of::<GateParams>(),
+        Kernel::FusedConcat => size_of::<ConcatParams>(),
     }
 }
 

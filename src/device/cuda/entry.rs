@@ -41,6 +41,12 @@ pub enum Kernel {
     FusedFew,
     /// The same on tensor cores.
     FusedFewMma,
+    /// 16 tokens and all rows of A, router and gates included, of any elements.
+    FusedGate,
+    /// The same on tensor cores.
+    FusedGateMma,
+    /// 32 rows of weight and B side by side.
+    FusedConcat,
 }
 
 /// Which element types are part of a kernel's name.
@@ -57,7 +63,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -75,6 +81,9 @@ impl Kernel {
         Self::BaseMma,
         Self::FusedFew,
         Self::FusedFewMma,
+        Self::FusedGate,
+        Self::FusedGateMma,
+        Self::FusedConcat,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -97,6 +106,9 @@ impl Kernel {
             Self::BaseMma => ("base_mma", 256, Named::Half),
             Self::FusedFew => ("fused_few", 256, Named::XAndA),
             Self::FusedFewMma => ("fused_few_mma", 256, Named::Half),
+            Self::FusedGate => ("fused_gate", 256, Named::Nothing),
+            Self::FusedGateMma => ("fused_gate_mma", 256, Named::Half),
+            Self::FusedConcat => ("fused_concat", 256, Named::Nothing),
         }
     }
 

@@ -4,7 +4,6 @@ use super::{OP, Sizes, cost};
 use crate::device::cuda::{self as device, Cuda, View, ViewMut};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::ops::route::{CudaRouter, Weighting};
 
 impl Cuda {
     /// What the cost model knows of this device.
@@ -43,23 +42,6 @@ impl Cuda {
         y: &mut ViewMut<X>,
     ) -> Result<()> {
         let _ = (sizes, plan, pool, weight, bias, x, h, topk_weights, y);
-        Err(missing())
-    }
-
-    /// The dense form's first product; see [`Cpu::fused_gate`](crate::Cpu::fused_gate).
-    #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, outputs: the order on every device")]
-    pub fn fused_gate<X: Element>(
-        &self,
-        sizes: &Sizes,
-        pool: &device::Pool,
-        router: Option<(&CudaRouter, Weighting)>,
-        x: &View<X>,
-        live_tokens: Option<&View<u32>>,
-        topk_ids: &mut ViewMut<i32>,
-        topk_weights: &mut ViewMut<f32>,
-        z: &mut ViewMut<X>,
-    ) -> Result<()> {
-        let _ = (sizes, pool, router, x, live_tokens, topk_ids, topk_weights, z);
         Err(missing())
     }
 
