@@ -251,12 +251,17 @@ fn what_is_not_chosen_is_zero_beside_infinities() {
 }
 
 /// The router's ids and weights are route's, bit by bit; z is what they give.
-fn chooses_as_route<X: Element>(cuda: &Cuda, shape: &Shape, experts: usize, weighting: Weighting, bias: bool) {
+fn chooses_as_route<X: Element>(
+    cuda: &Cuda,
+    shape: &Shape,
+    experts: usize,
+    weighting: Weighting,
+    bias: bool,
+) {
     let what = format!("{} {experts} experts, {} {shape:?}", X::TYPE, weighting.name());
     let problem = Problem::<X, X>::new(cuda, shape);
     let Sizes { tokens, top_k, in_features, x_stride, .. } = problem.sizes;
-    let weight: Vec<f32> =
-        (0..experts * in_features).map(|i| 1.0 / (3 + i * 7 % 29) as f32 - 0.12).collect();
+    let weight: Vec<f32> = (0..experts * in_features).map(|i| 1.0 / (3 + i * 7 % 29) as f32 - 0.12).collect();
     let bias = bias.then(|| (0..experts).map(|e| (e % 3) as f32 / 16.0).collect::<Vec<f32>>());
     let linear = LinearRouter::new(experts, in_features, &weight, bias.as_deref()).unwrap();
     let router = CudaRouter::new(cuda, linear).unwrap();
@@ -282,7 +287,8 @@ fn chooses_as_route<X: Element>(cuda: &Cuda, shape: &Shape, experts: usize, weig
 fn a_router_chooses_as_route_does() {
     let Some(cuda) = device() else { return };
     let pool = |experts: usize| (0..experts).map(|e| 1 + e % 5).collect::<Vec<usize>>();
-    for (tokens, top_k, inner, experts) in [(1, 2, 64, 8), (17, 1, 264, 3), (5, 9, 37, 19), (3, 40, 520, 64)] {
+    for (tokens, top_k, inner, experts) in [(1, 2, 64, 8), (17, 1, 264, 3), (5, 9, 37, 19), (3, 40, 520, 64)]
+    {
         let shape = Shape { padding: 8, ..shape(tokens, top_k.min(experts), inner, &pool(experts)) };
         for (n, weighting) in Weighting::ALL.into_iter().enumerate() {
             chooses_as_route::<f32>(&cuda, &shape, experts, weighting, n == 0);
@@ -308,7 +314,11 @@ fn a_score_that_is_not_finite_selects_nothing() {
     engine.call(&cuda, &problem.pool, Some((&router, Weighting::SoftmaxSelected))).unwrap();
     assert_eq!(cuda.take_status().unwrap(), Status::SCORE_NOT_FINITE);
     let (ids, weights) = engine.choice(&cuda);
-    assert_eq!((ids, weights), (vec![-1, -1, 0, 1], vec![0.0, 0.0, 0.5, 0.5]), "equal scores: the lower first");
+    assert_eq!(
+        (ids, weights),
+        (vec![-1, -1, 0, 1], vec![0.0, 0.0, 0.5, 0.5]),
+        "equal scores: the lower first"
+    );
     same(&engine.z(&cuda)[..16], &[f16::from_f32(0.0); 16], "nothing is chosen");
 }
 
