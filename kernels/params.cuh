@@ -154,3 +154,33 @@ struct GroupedParams {
     u32 x_per_route, group_tokens, x_vector, w_vector; // group_tokens: how many share a counter
     u32 h_vector, y_vector, tiles, unused;             // tiles: of the grid
 };
+
+constexpr u32 GATE_ROWS = 512, GATE_EXPERTS = 64; // most rows of A, and scores of a router, of fused_gate
+
+// Values of GateParams::x_type and GateParams::a_type.
+constexpr u32 TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 2;
+
+struct GateParams {
+    const Slot* slots;        // [experts]
+    u32* status;
+    const u32* live_tokens;   // one word, or null
+    int* topk_ids;            // [tokens][top_k]
+    float* topk_weights;      // [tokens][top_k]
+    const void* x;            // [tokens][x_stride]
+    const void* a;            // [rank_capacity][a_stride], rows at multiples of 16 bytes, zeros behind in_features
+    const float* router;      // [router_experts][in_features]
+    const float* router_bias; // [router_experts] or null
+    void* z;                  // [tokens][z_stride]; may lie in x's rows behind in_features
+    u32 tokens, top_k, experts, router_experts; // router_experts 0: ids and weights are read
+    u32 in_features, columns, x_stride, a_stride; // columns: rows of A that are multiplied
+    u32 z_stride, z_columns, x_vector, w_vector;  // z_columns: columns that are written, zeros behind `columns`
+    u32 z_vector, softmax_all, x_type, a_type;
+};
+
+struct ConcatParams {
+    const void* weight; // [out_features][in_features]
+    const void* b;      // B transposed: [rank_capacity][b_stride]
+    void* concat;       // [out_features][stride]
+    u32 in_features, out_features, columns, b_stride;
+    u32 stride, bytes, weight_blocks, blocks; // bytes of an element; blocks for 32 rows, the first of the weight
+};

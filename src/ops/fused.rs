@@ -18,6 +18,8 @@ mod cpu;
 pub mod cuda;
 #[cfg(feature = "cuda")]
 pub mod few_cuda;
+#[cfg(feature = "cuda")]
+pub mod gate_cuda;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 

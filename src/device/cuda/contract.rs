@@ -96,9 +96,11 @@ fn structs_lie_alike() {
         ("FewParams", size_of::<FewParams>()),
         ("GroupedParams", size_of::<GroupedParams>()),
         ("FusedParams", size_of::<FusedParams>()),
+        ("GateParams", size_of::<GateParams>()),
+        ("ConcatParams", size_of::<ConcatParams>()),
     ] {
         let fields = fields_of_cuda(name);
-        assert!(fields.len() >= 14, "{name}: {fields:?}");
+        assert!(fields.len() >= 11, "{name}: {fields:?}");
         assert_eq!(fields, fields_of_rust(RUST, &format!("struct {name} {{")), "{name}");
         assert_eq!(size(&fields, &known), rust_size, "{name}");
         known.insert(name, rust_size);
@@ -132,6 +134,11 @@ fn constants_are_alike() {
         ("PLAIN", rows_word(Rows::Plain)),
         ("GATED", rows_word(Rows::Gated)),
         ("COMBINED", rows_word(Rows::Combined)),
+        ("GATE_ROWS", GATE_ROWS),
+        ("GATE_EXPERTS", GATE_EXPERTS),
+        ("TYPE_F32", type_word(crate::ElementType::F32)),
+        ("TYPE_F16", type_word(crate::ElementType::F16)),
+        ("TYPE_BF16", type_word(crate::ElementType::Bf16)),
         ("SUM", output_word(crate::ops::Output::Sum)),
         ("PER_ROUTE", output_word(crate::ops::Output::PerRoute)),
         ("RANK_SUM", output_word(crate::ops::Output::RankSum)),
@@ -187,6 +194,8 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
         Kernel::GroupedMany | Kernel::GroupedMma => size_of::<GroupedParams>(),
         Kernel::FusedSparseMma | Kernel::FusedDenseMma | Kernel::FusedMany => size_of::<FusedParams>(),
+        Kernel::FusedGate | Kernel::FusedGateMma => size_of::<GateParams>(),
+        Kernel::FusedConcat => size_of::<ConcatParams>(),
     }
 }
 

@@ -51,6 +51,12 @@ pub enum Kernel {
     FusedDenseMma,
     /// 64 tokens and 64 columns of either in f32.
     FusedMany,
+    /// 16 tokens and all rows of A, router and gates included, of any elements.
+    FusedGate,
+    /// The same on tensor cores.
+    FusedGateMma,
+    /// 32 rows of weight and B side by side.
+    FusedConcat,
 }
 
 /// Which element types are part of a kernel's name.
@@ -67,7 +73,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -90,6 +96,9 @@ impl Kernel {
         Self::FusedSparseMma,
         Self::FusedDenseMma,
         Self::FusedMany,
+        Self::FusedGate,
+        Self::FusedGateMma,
+        Self::FusedConcat,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -117,6 +126,9 @@ impl Kernel {
             Self::FusedSparseMma => ("fused_sparse_mma", 256, Named::Half),
             Self::FusedDenseMma => ("fused_dense_mma", 256, Named::Half),
             Self::FusedMany => ("fused_many", 256, Named::XAndA),
+            Self::FusedGate => ("fused_gate", 256, Named::Nothing),
+            Self::FusedGateMma => ("fused_gate_mma", 256, Named::Half),
+            Self::FusedConcat => ("fused_concat", 256, Named::Nothing),
         }
     }
 

@@ -13,6 +13,11 @@ pub(crate) const CHUNK_TOKENS: u32 = 64;
 /// Most routes of a call of fused_few.
 pub(crate) const FEW_ROUTES: u32 = 256;
 
+/// Most rows of A of a call of fused_gate.
+pub(crate) const GATE_ROWS: u32 = 512;
+/// Most scores of a router in a call of fused_gate.
+pub(crate) const GATE_EXPERTS: u32 = 64;
+
 /// An address in device memory, as a kernel's pointer.
 pub(crate) type Address = u64;
 
@@ -223,6 +228,55 @@ pub(crate) struct FusedParams {
     pub(crate) unused: [u32; 3],
 }
 
+/// One call of fused_gate.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct GateParams {
+    pub(crate) slots: Address,
+    pub(crate) status: Address,
+    pub(crate) live_tokens: Address,
+    pub(crate) topk_ids: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) x: Address,
+    pub(crate) a: Address,
+    pub(crate) router: Address,
+    pub(crate) router_bias: Address,
+    pub(crate) z: Address,
+    pub(crate) tokens: u32,
+    pub(crate) top_k: u32,
+    pub(crate) experts: u32,
+    pub(crate) router_experts: u32,
+    pub(crate) in_features: u32,
+    pub(crate) columns: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) a_stride: u32,
+    pub(crate) z_stride: u32,
+    pub(crate) z_columns: u32,
+    pub(crate) x_vector: u32,
+    pub(crate) w_vector: u32,
+    pub(crate) z_vector: u32,
+    pub(crate) softmax_all: u32,
+    pub(crate) x_type: u32,
+    pub(crate) a_type: u32,
+}
+
+/// One call of fused_concat.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ConcatParams {
+    pub(crate) weight: Address,
+    pub(crate) b: Address,
+    pub(crate) concat: Address,
+    pub(crate) in_features: u32,
+    pub(crate) out_features: u32,
+    pub(crate) columns: u32,
+    pub(crate) b_stride: u32,
+    pub(crate) stride: u32,
+    pub(crate) bytes: u32,
+    pub(crate) weight_blocks: u32,
+    pub(crate) blocks: u32,
+}
+
 /// The params of a kernel: passed by value, as its only parameter.
 pub(crate) trait Params: Pod {}
 impl Params for PlanParams {}
@@ -233,6 +287,8 @@ impl Params for BaseParams {}
 impl Params for FewParams {}
 impl Params for GroupedParams {}
 impl Params for FusedParams {}
+impl Params for GateParams {}
+impl Params for ConcatParams {}
 
 /// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
 pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {
@@ -240,6 +296,15 @@ pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {
         crate::ops::Output::Sum => 0,
         crate::ops::Output::PerRoute => 1,
         crate::ops::Output::RankSum => 2,
+    }
+}
+
+/// Values of `x_type` and `a_type` in [`GateParams`].
+pub(crate) const fn type_word(element: crate::ElementType) -> u32 {
+    match element {
+        crate::ElementType::F32 => 0,
+        crate::ElementType::F16 => 1,
+        crate::ElementType::Bf16 => 2,
     }
 }
 

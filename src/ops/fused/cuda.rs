@@ -2,11 +2,10 @@
 
 use super::{OP, Sizes, cost};
 use crate::adapter::slots::{MAX_SLICES, Slots};
-use crate::device::cuda::params::{Address, BaseParams, FusedParams, output_word};
+use crate::device::cuda::params::{Address, BaseParams, FusedParams, GATE_EXPERTS, GATE_ROWS, output_word};
 use crate::device::cuda::{self as device, Cuda, Entry, Kernel, Launch, Offer, View, ViewMut};
 use crate::element::{Element, ElementType};
-use crate::error::{Error, Result};
-use crate::ops::route::{CudaRouter, Weighting};
+use crate::error::Result;
 use crate::ops::{Form as Path, base, live_tokens_address, word};
 use bytemuck::Zeroable;
 
@@ -63,8 +62,8 @@ impl Cuda {
             few_tokens: super::few_cuda::most_tokens(problem.top_k),
             few_launches: 1,
             plan_launches: 1,
-            dense_rows: 0,
-            dense_experts: 0,
+            dense_rows: GATE_ROWS as usize,
+            dense_experts: GATE_EXPERTS as usize,
             sparse: true,
             batch_invariant: self.offer().batch_invariant,
         }
@@ -118,23 +117,6 @@ impl Cuda {
             ..FusedParams::zeroed()
         };
         self.fused_launch::<X>(sizes, pool, &product, fused)
-    }
-
-    /// The dense form's first product; see [`Cpu::fused_gate`](crate::Cpu::fused_gate).
-    #[expect(clippy::too_many_arguments, reason = "sizes, pool, inputs, outputs: the order on every device")]
-    pub fn fused_gate<X: Element>(
-        &self,
-        sizes: &Sizes,
-        pool: &device::Pool,
-        router: Option<(&CudaRouter, Weighting)>,
-        x: &View<X>,
-        live_tokens: Option<&View<u32>>,
-        topk_ids: &mut ViewMut<i32>,
-        topk_weights: &mut ViewMut<f32>,
-        z: &mut ViewMut<X>,
-    ) -> Result<()> {
-        let _ = (sizes, pool, router, x, live_tokens, topk_ids, topk_weights, z);
-        Err(missing())
     }
 
     /// The dense form's second product, `y = [x | z] [weight | B_all]^T (+ bias)`, over the pool's rows up to the last in use.
@@ -241,8 +223,4 @@ impl Cuda {
         };
         self.launch(OP, &launch, &params)
     }
-}
-
-fn missing() -> Error {
-    Error::argument(OP, "form", "a form that the device has", "one that it has not")
 }

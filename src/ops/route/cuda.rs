@@ -27,6 +27,12 @@ impl CudaRouter {
     pub fn linear(&self) -> &LinearRouter {
         &self.router
     }
+
+    /// Where weight and bias (0 without one) lie; refuses a handle of another stream.
+    pub(crate) fn addresses(&self, op: &'static str, cuda: &Cuda) -> Result<(u64, u64)> {
+        cuda.check_streams(op, [("router", self.weight.stream())])?;
+        Ok((self.weight.address(), self.bias.as_ref().map_or(0, |b| b.address())))
+    }
 }
 
 impl Cuda {
