@@ -94,11 +94,32 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     let [base, delta] = alternate(software, [&mut || ours.run(Step::Base), &mut || ours.run(Step::Delta)])?;
     println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
 
-    for step in [Step::Fused(Form::Sparse), Step::Fused(Form::Beside)] {
-        let mut pairs = pairs(software, MANY_ROUNDS, [&mut || ours.run(Step::Base), &mut || ours.run(step)])?;
-        let [low, middle, high] = median_ratio(&mut pairs);
-        println!("{step:?} / base: {middle:.3} ({low:.3} to {high:.3}, 95 %, {MANY_ROUNDS} pairs)");
-    }
+    let against_base = |ours: &Ours, step: Step, routing: &str| -> Result<(), Failure> {
+        let runs: [Run; 2] = [&mut || ours.run(Step::Base), &mut || ours.run(step)];
+        let [low, middle, high] = median_ratio(&mut pairs(software, MANY_ROUNDS, runs)?);
+        println!(
+            "{step:?}, {routing} / base: {middle:.3} ({low:.3} to {high:.3}, 95 %, {MANY_ROUNDS} pairs)"
+        );
+        Ok(())
+    };
+    against_base(&ours, Step::Fused(Form::Sparse), "even")?;
+    against_base(&ours, Step::Fused(Form::Beside), "even")?;
+    // The even routing repeats every eight tokens; this one does not.
+    let drawn: Vec<i32> = values(6, TOKENS)
+        .iter()
+        .zip(values(7, TOKENS))
+        .flat_map(|(first, step)| {
+            let of = |v: f32, n: usize| ((v + 1.0) / 2.0 * n as f32) as usize % n;
+            let first = of(*first, EXPERTS);
+            [first, (first + 1 + of(step, EXPERTS - 1)) % EXPERTS].map(|e| e as i32)
+        })
+        .collect();
+    wgpu.queue().write_buffer(
+        &buffers.ids,
+        0,
+        drawn.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>().as_slice(),
+    );
+    against_base(&Ours::new(wgpu, &buffers, (&a, &b), false)?, Step::Fused(Form::Sparse), "drawn")?;
 
     let one_form = Ours::new(wgpu, &buffers, (&a, &b), true)?;
     let [free, fixed] =
