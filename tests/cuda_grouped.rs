@@ -125,7 +125,7 @@ impl<X: Element, A: Element> Block<X, A> {
             weights: (0..ids.len()).map(|n| [0.5, -0.25, 1.0][n % 3]).collect(),
             gate_up: (sizes, up, values(3, EXPERTS * 2 * WIDTH * HIDDEN)),
             down: (down_sizes, down, values(6, EXPERTS * HIDDEN * WIDTH)),
-            _ids: ids,
+            ids,
         }
     }
 
