@@ -13,7 +13,9 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let folder = std::env::args().nth(1).ok_or("usage: dump_shaders DIR")?;
-    let wgpu = Wgpu::new()?;
+    let adapters = Wgpu::adapters();
+    // What a browser gives: the texts are those for the fewest bindings.
+    let wgpu = Wgpu::open_with(adapters.first().ok_or("no adapter")?, wgpu::Limits::default())?;
     for element in ElementType::ALL {
         for batch_invariant in [false, true] {
             // Both kinds of rows: read by fours, and one by one.
@@ -128,6 +130,46 @@ fn fused_variants<X: Element>(
         if top_k == 2 {
             let sizes = fused::Sizes { output: Output::RankSum, ..sum };
             wgpu.fused_sparse(encoder, &sizes, &plan, &pool, weight, None, x, h, weights, y)?;
+        }
+    }
+    if let [_] = slices {
+        dense_variants::<X, X>(wgpu, encoder, &pool)?;
+        dense_variants::<X, f32>(wgpu, encoder, &pool)?;
+    }
+    Ok(())
+}
+
+/// The dense form, routed and given.
+fn dense_variants<X: Element, Z: Element>(
+    wgpu: &Wgpu,
+    encoder: &mut wgpu::CommandEncoder,
+    pool: &Pool,
+) -> Result<(), Failure> {
+    let (tokens, width) = (2, pool.slots().sizes().in_features);
+    let storage = |len: usize| wgpu.upload(&vec![0f32; len]);
+    let (x, y, w, z) = (storage(64)?, storage(64)?, storage(256)?, storage(64)?);
+    let (x, y, z) = (View::<X>::new(&x, 0, 64)?, View::<X>::new(&y, 0, 64)?, View::<Z>::new(&z, 0, 32)?);
+    let linear = WgpuRouter::new(wgpu, LinearRouter::new(1, width, &vec![0f32; width], None)?)?;
+    for (top_k, weighting) in
+        [(1, Some(Weighting::SoftmaxAll)), (1, Some(Weighting::SoftmaxSelected)), (8, None), (0, None)]
+    {
+        let sizes = fused::Sizes {
+            tokens,
+            top_k,
+            in_features: width,
+            out_features: width,
+            x_stride: width,
+            y_stride: width,
+            h_stride: 8,
+            output: Output::Sum,
+        };
+        let (ids, weights) = (storage(16)?, storage(16)?);
+        let (ids, weights) = (View::new(&ids, 0, tokens * top_k)?, View::new(&weights, 0, tokens * top_k)?);
+        let router = weighting.map(|weighting| (&linear, weighting));
+        wgpu.fused_gate(encoder, &sizes, pool, router, x, ids, weights, z)?;
+        for bias in [None, Some(View::<X>::new(&w, 128, width)?)] {
+            let weight = View::new(&w, 0, width * width)?;
+            wgpu.fused_dense(encoder, &sizes, pool, weight, bias, x, z, y)?;
         }
     }
     Ok(())

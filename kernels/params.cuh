@@ -119,6 +119,20 @@ struct FewParams {
     u32 slice_ends[4]; // the column behind each slice
 };
 
+// The base product continued over the experts that each tile of tokens uses (sparse), or over all rows of z (dense).
+struct FusedParams {
+    BaseParams base;           // column_blocks: of all slices; live_tokens: dense alone
+    PlanParams plan;           // sparse alone; slots: behind the experts' own, where packed, each slice's parts
+    const float* h;            // [routes or tokens][h_stride]
+    const float* topk_weights; // [tokens][top_k]
+    const void* b;             // B transposed: [rank_capacity][b_stride], rows at multiples of 16 bytes
+    const void* z;             // [tokens][z_stride], x's element
+    u32 b_stride, h_stride, z_stride, z_rows;
+    u32 output, h_vector, z_vector, dense;
+    u32 slices, slice_ends[4]; // the column behind each slice
+    u32 unused[3];
+};
+
 // Values of GroupedParams::rows.
 constexpr u32 PLAIN = 0, GATED = 1, COMBINED = 2;
 

@@ -64,12 +64,18 @@ fn cases() -> Vec<Case> {
     );
     cases.extend([1, 8, 16].map(|tokens| few(tokens, Bf16)));
     cases.push(few(8, F32));
+    cases.extend([fused(PEERS), fused((128, 1024, 512, 8, 2, 16)), fused((128, 1024, 512, 64, 2, 40))]);
     cases
 }
 
 /// Few tokens in one launch.
 fn few(tokens: usize, element: ElementType) -> Case {
     Case { form: Some(Form::Few), ..sized(Op::Fused, (tokens, 1024, 512, 8, 2, 16), element) }
+}
+
+/// The fused layer's sparse form.
+fn fused(shape: (usize, usize, usize, usize, usize, usize)) -> Case {
+    Case { form: Some(Form::Sparse), ..sized(Op::Fused, shape, Bf16) }
 }
 
 /// The machine where it runs the kernels that ship for sm_80: the table is theirs.
@@ -147,6 +153,24 @@ fn no_counter_worsens() {
         }
     }
     assert!(worse.is_empty(), "{}", worse.join("\n"));
+}
+
+/// The fused layer reads, beside what its two products read alone, every active adapter once and h once, and its steps run
+/// over whole sixteens of ranks of the experts that the tile uses, no more.
+#[test]
+fn the_extension_reads_b_and_h_alone() {
+    let Some(subject) = stand_in() else { return };
+    let (tokens, inner, out, experts, rank) = (128, 1024, 512, 8, 16);
+    let case = fused((tokens, inner, out, experts, 2, rank));
+    let base = Case { tokens, in_features: inner, out_features: out, ..Case::new(Op::Base) }.element(Bf16);
+    let (rows, base) = (rows(subject.as_ref(), &case), rows(subject.as_ref(), &base));
+    let (fused, base) = (rows["fused_sparse_mma_bf16"], base["base_mma_bf16"]);
+    // One row of tiles, four of columns: B once; h, 64 bytes a route, once for every tile of columns.
+    let b = experts * rank * out * 2 / 32;
+    let h = 4 * case.routes() * rank * 4 / 32;
+    let bound = 1.05 * (base[3] + (b + h) as f64);
+    assert!(fused[3] <= bound, "sectors read: {}, bound {bound}", fused[3]);
+    assert_eq!(fused[0], 1.0, "launches");
 }
 
 /// The bounds that peers' counts set; see README, Results.

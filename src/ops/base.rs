@@ -94,7 +94,7 @@ impl Cpu {
         let Sizes { tokens, in_features, x_stride, y_stride, .. } = *sizes;
         let x = Tiles::new(self, [tokens], in_features, |t| &x[t * x_stride..][..in_features]);
         let out = Out { stride: y_stride, bias, y: SharedMut::new(y) };
-        self.products(weight, &x, &out, |_, _| ());
+        self.products(weight, &x, &out, None, |_, _| ());
         Ok(())
     }
 }

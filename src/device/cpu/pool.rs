@@ -110,6 +110,21 @@ impl Pool {
         put_panels::<E>(self.b.all_mut(), B_COLUMNS, (row, rows), b.chunks(b_stride));
     }
 
+    /// Bytes of B that columns of an output take, all adapters'; nothing of a packed pool, whose panels follow slices.
+    pub(crate) fn ahead(&self, columns: Range<usize>) -> Vec<&[u8]> {
+        if self.slots.is_packed() {
+            return Vec::new();
+        }
+        let columns = columns.start..columns.end.min(self.slots.sizes().out_features);
+        let (used, element) = (self.slots.used_rows() * B_COLUMNS, self.slots.sizes().element);
+        match element {
+            ElementType::F32 => {
+                self.b_panels::<f32>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect()
+            }
+            _ => self.b_panels::<f16>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect(),
+        }
+    }
+
     /// Every row of A.
     pub(crate) fn a_matrix<E: Element>(&self) -> Matrix<'_, E> {
         let row = a_block(self.slots.sizes());

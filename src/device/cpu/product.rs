@@ -74,18 +74,24 @@ pub(crate) struct Out<'a, Y> {
 }
 
 impl Cpu {
-    /// `y = x weight^T (+ bias)` over all threads, rounded once after `then` has added to the sums.
+    /// `y = x weight^T (+ bias)` over all threads, rounded once after `then` has added to the sums; of a pool, `ahead` is
+    /// what `then` will read.
     pub(crate) fn products<X: Element>(
         &self,
         weight: &Weight<X>,
         x: &Tiles,
         out: &Out<X>,
+        ahead: Option<&Pool>,
         then: impl Fn(&Part, &mut Sums) + Sync,
     ) {
         let parts = self.parts(x, 0..x.tiles(), 0..weight.panels(), TASKS_A_THREAD * self.threads());
         self.each(parts.len(), |i| {
             with_scratch(|[scratch, _]| {
-                let mut sums = self.sums(weight, x, &parts[i], scratch);
+                let panel = self.level.columns();
+                let columns = parts[i].panels.start * panel..parts[i].panels.end * panel;
+                // Few rows wait for memory already.
+                let ahead = ahead.filter(|_| x.tiles() > 1).map_or(Vec::new(), |pool| pool.ahead(columns));
+                let mut sums = self.sums(weight, x, &parts[i], &ahead, scratch);
                 then(&parts[i], &mut sums);
                 for row in sums.rows.clone() {
                     let columns = sums.columns.clone();
@@ -128,6 +134,7 @@ impl Cpu {
         weight: &Weight<X>,
         x: &Tiles,
         part: &Part,
+        ahead: &[&[u8]],
         scratch: &'a mut Lines<f32>,
     ) -> Sums<'a> {
         let (columns, rows) = (self.level.columns(), x.rows_of(part.tiles.clone()));
@@ -140,12 +147,16 @@ impl Cpu {
         if x.inner() == 0 {
             c.fill(0.0);
         }
+        // Every step asks for its share of what comes after the product.
+        let count = (part.panels.len() * x.inner().div_ceil(BLOCK)).max(1);
+        let each = ahead.iter().map(|part| part.len()).sum::<usize>().div_ceil(count).next_multiple_of(64);
+        let mut ahead = ahead.iter().flat_map(|part| part.chunks(each.max(64)));
         let mut steps = blocks_of(x.inner()).flat_map(panels).peekable();
         while let Some(step) = steps.next() {
             let (w, (inner, panel)) = (at(&step), step);
             let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
-            let (tiles, add) = (part.tiles.clone(), inner.start > 0);
-            let args = Block { w, w_stride: columns, inner, next, x, tiles, add };
+            let (tiles, add, ahead) = (part.tiles.clone(), inner.start > 0, ahead.next().unwrap_or_default());
+            let args = Block { w, w_stride: columns, inner, next, ahead, x, tiles, add };
             block(self.level, &args, &mut c[(panel - part.panels.start) * columns..], stride);
         }
         let columns = part.panels.start * columns..weight.out_features().min(part.panels.end * columns);
@@ -162,7 +173,8 @@ impl Cpu {
                 for inner in blocks_of(z.inner()) {
                     let w = &rows[inner.start * B_COLUMNS + column % B_COLUMNS..];
                     let (tiles, next) = (part.tiles.clone(), std::ptr::null());
-                    let args = Block { w, w_stride: B_COLUMNS, inner, next, x: z, tiles, add: true };
+                    let args =
+                        Block { w, w_stride: B_COLUMNS, inner, next, ahead: &[], x: z, tiles, add: true };
                     block(self.level, &args, c, sums.stride);
                 }
             }
@@ -192,7 +204,7 @@ mod tests {
         let x = Tiles::new(cpu, [t], i, |row| &x[row * i..][..i]);
         let mut y = vec![X::from_f32(f32::NAN); t * o];
         let out = Out { stride: o, bias: None, y: SharedMut::new(&mut y) };
-        cpu.products(&weight, &x, &out, |_, _| ());
+        cpu.products(&weight, &x, &out, None, |_, _| ());
         y
     }
 

@@ -13,7 +13,7 @@ pub(crate) enum Level {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F.
+    /// AVX-512 F and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -23,7 +23,8 @@ impl Level {
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") {
+            // VL lets the compiler use all 32 registers where halves of them are taken.
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
                 return Self::Avx512;
             }
             if is_x86_feature_detected!("avx2")

@@ -95,6 +95,7 @@ fn structs_lie_alike() {
         ("BaseParams", size_of::<BaseParams>()),
         ("FewParams", size_of::<FewParams>()),
         ("GroupedParams", size_of::<GroupedParams>()),
+        ("FusedParams", size_of::<FusedParams>()),
     ] {
         let fields = fields_of_cuda(name);
         assert!(fields.len() >= 14, "{name}: {fields:?}");
@@ -185,6 +186,7 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::BaseFew | Kernel::BaseMany | Kernel::BaseMma => size_of::<BaseParams>(),
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
         Kernel::GroupedMany | Kernel::GroupedMma => size_of::<GroupedParams>(),
+        Kernel::FusedSparseMma | Kernel::FusedDenseMma | Kernel::FusedMany => size_of::<FusedParams>(),
     }
 }
 

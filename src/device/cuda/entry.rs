@@ -45,6 +45,12 @@ pub enum Kernel {
     GroupedMany,
     /// A tile of the plan and 128 rows of its expert's weight on tensor cores.
     GroupedMma,
+    /// 128 tokens, 128 columns and the tile's experts on tensor cores.
+    FusedSparseMma,
+    /// The same with all rows of z.
+    FusedDenseMma,
+    /// 64 tokens and 64 columns of either in f32.
+    FusedMany,
 }
 
 /// Which element types are part of a kernel's name.
@@ -61,7 +67,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -81,6 +87,9 @@ impl Kernel {
         Self::FusedFewMma,
         Self::GroupedMany,
         Self::GroupedMma,
+        Self::FusedSparseMma,
+        Self::FusedDenseMma,
+        Self::FusedMany,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -105,6 +114,9 @@ impl Kernel {
             Self::FusedFewMma => ("fused_few_mma", 256, Named::Half),
             Self::GroupedMany => ("grouped_many", 256, Named::XAndA),
             Self::GroupedMma => ("grouped_mma", 128, Named::Half),
+            Self::FusedSparseMma => ("fused_sparse_mma", 256, Named::Half),
+            Self::FusedDenseMma => ("fused_dense_mma", 256, Named::Half),
+            Self::FusedMany => ("fused_many", 256, Named::XAndA),
         }
     }
 

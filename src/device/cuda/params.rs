@@ -200,6 +200,29 @@ pub(crate) struct GroupedParams {
     pub(crate) unused: u32,
 }
 
+/// One call of fused, sparse or dense.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct FusedParams {
+    pub(crate) base: BaseParams,
+    pub(crate) plan: PlanParams,
+    pub(crate) h: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) b: Address,
+    pub(crate) z: Address,
+    pub(crate) b_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) z_stride: u32,
+    pub(crate) z_rows: u32,
+    pub(crate) output: u32,
+    pub(crate) h_vector: u32,
+    pub(crate) z_vector: u32,
+    pub(crate) dense: u32,
+    pub(crate) slices: u32,
+    pub(crate) slice_ends: [u32; 4],
+    pub(crate) unused: [u32; 3],
+}
+
 /// The params of a kernel: passed by value, as its only parameter.
 pub(crate) trait Params: Pod {}
 impl Params for PlanParams {}
@@ -209,6 +232,7 @@ impl Params for ExpandParams {}
 impl Params for BaseParams {}
 impl Params for FewParams {}
 impl Params for GroupedParams {}
+impl Params for FusedParams {}
 
 /// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
 pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {

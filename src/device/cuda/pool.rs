@@ -45,8 +45,11 @@ impl Pool {
         let slots = Slots::packed(sizes, slices)?;
         let factor = |width: usize| {
             let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
-            Memory::new(cuda, sizes.rank_capacity * stride)
+            cuda.bind()?;
+            Memory::zeroed_on(cuda.stream(), (sizes.rank_capacity * stride).max(1))
+                .map_err(|e| cuda.failed("pool", e))
         };
+        // Zeros: products over all rows multiply those that no adapter holds by 0.
         let (a, b) = (factor(sizes.in_features)?, factor(slots.slice_width())?);
         let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;

@@ -14,7 +14,9 @@ use half::{bf16, f16};
 const NOBODY: u32 = u32::MAX;
 
 impl Cpu {
-    /// What the cost model knows of this CPU.
+    /// What the cost model knows of this CPU: rates of one core with AVX-512 (measured: 75e9 multiply-adds and 11e9 bytes a
+    /// second, of two cores together 150e9 and 20e9 to 28e9), times its threads. Sparse is the fastest form at every size
+    /// measured: the dense form multiplies all rows of the pool, and [`Cpu::fused_few`] has nothing to save.
     pub fn fused_limits(&self, problem: &cost::Problem) -> cost::Limits {
         let _ = problem;
         let threads = self.threads() as f64;
@@ -70,7 +72,7 @@ impl Cpu {
         let extension = Extension::new(slots, sizes.tokens, routes);
         let x = self.fused_tiles(sizes, x);
         let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
-        self.products(weight, &x, &out, |_, sums| extension.add(self, pool, sums, 0));
+        self.products(weight, &x, &out, Some(pool), |_, sums| extension.add(self, pool, sums, 0));
         Ok(())
     }
 
@@ -160,7 +162,7 @@ impl Cpu {
         let x = self.fused_tiles(sizes, x);
         let z = Tiles::new(self, [sizes.tokens], rows, |t| &z[t * sizes.h_stride..][..rows]);
         let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
-        self.products(weight, &x, &out, |part, sums| match slots.sizes().element {
+        self.products(weight, &x, &out, Some(pool), |part, sums| match slots.sizes().element {
             ElementType::F32 => self.extend::<f32>(&z, pool, part, sums),
             ElementType::F16 => self.extend::<f16>(&z, pool, part, sums),
             ElementType::Bf16 => self.extend::<bf16>(&z, pool, part, sums),
@@ -252,3 +254,6 @@ fn column<B: Element, X: Element>(pool: &Pool, o: usize, to: &mut [X]) {
         to.iter_mut().zip(values).for_each(|(to, b)| *to = X::from_f32(b.to_f32()));
     }
 }
+
+#[cfg(test)]
+mod tests;

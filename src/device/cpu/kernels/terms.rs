@@ -75,8 +75,9 @@ impl<B: Element> AddTerms<'_, B> {
                     add_row::<S, B, N>(rest[i].0, row, count, &mut chains[i]);
                 }
             }
+            let [a, b, c, d] = chains;
             for n in 0..N {
-                let sum = S::add(S::add(chains[0][n], chains[1][n]), S::add(chains[2][n], chains[3][n]));
+                let sum = S::add(S::add(a[n], b[n]), S::add(c[n], d[n]));
                 let place = self.c.as_mut_ptr().add(column + n * S::LANES);
                 if whole {
                     S::store_f32(place, S::add(S::load_f32(place), sum));
@@ -99,10 +100,10 @@ unsafe fn add_row<S: Simd, B: Element, const N: usize>(
     // SAFETY: passed on.
     unsafe {
         let factor = S::splat(factor);
-        for n in 0..N {
+        for (n, sum) in sums.iter_mut().enumerate() {
             let from = row.add(n * S::LANES);
             let b = if N > 1 || count == S::LANES { S::load(from) } else { S::load_part(from, count) };
-            sums[n] = S::fma(factor, b, sums[n]);
+            *sum = S::fma(factor, b, *sum);
         }
     }
 }
