@@ -95,8 +95,7 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
 
     for step in [Step::Fused(Form::Sparse), Step::Fused(Form::Beside)] {
-        let mut pairs =
-            pairs(software, MANY_ROUNDS, [&mut || ours.run(Step::Base), &mut || ours.run(step)])?;
+        let mut pairs = pairs(software, MANY_ROUNDS, [&mut || ours.run(Step::Base), &mut || ours.run(step)])?;
         let [low, middle, high] = median_ratio(&mut pairs);
         println!("{step:?} / base: {middle:.3} ({low:.3} to {high:.3}, 95 %, {MANY_ROUNDS} pairs)");
     }

@@ -6,14 +6,16 @@ use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Pool, View};
 use molora::ops::route::{Weighting, WgpuRouter};
-use molora::ops::{Output, base, expand, plan, route, shrink};
+use molora::ops::{Output, base, expand, fused, plan, route, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let folder = std::env::args().nth(1).ok_or("usage: dump_shaders DIR")?;
-    let wgpu = Wgpu::new()?;
+    let adapters = Wgpu::adapters();
+    // What a browser gives: the texts are those for the fewest bindings.
+    let wgpu = Wgpu::open_with(adapters.first().ok_or("no adapter")?, wgpu::Limits::default())?;
     for element in ElementType::ALL {
         for batch_invariant in [false, true] {
             // Both kinds of rows: read by fours, and one by one.
@@ -59,11 +61,16 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
         let sizes = route::Sizes { tokens: TOKENS, in_features, x_stride, experts, top_k: TOP_K, weighting };
         wgpu.route(&mut encoder, &sizes, &router, x, ids, weights)?;
     }
+    for slices in [&[width][..], &[width - 2, 2]] {
+        for rank in [4, 5] {
+            fused_variants::<X>(wgpu, &mut encoder, element, (slices, rank))?;
+        }
+    }
     for rank in [1, 16, 17, 64] {
         let (in_features, out_features, experts) = (width, width, 1);
         let sizes = PoolSizes { in_features, out_features, experts, rank_capacity: rank, element };
         let mut pool = Pool::new(wgpu, sizes)?;
-        pool.put(0, &zeros(element, width, rank)?)?;
+        pool.put(0, &zeros(element, (width, width), rank)?)?;
         let (tokens, top_k, x_stride, y_stride, h_stride) = (TOKENS, TOP_K, width, width, rank);
         let plan = wgpu.plan(&mut encoder, &plan::Sizes { tokens, top_k, experts }, &pool, ids)?;
         for output in Output::ALL {
@@ -80,13 +87,102 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
     Ok(())
 }
 
-fn zeros(element: ElementType, width: usize, rank: usize) -> Result<Lora, molora::Error> {
-    let len = width * rank;
-    match element {
-        ElementType::F32 => Lora::new(width, width, rank, 1.0, &vec![0f32; len], &vec![0f32; len]),
-        ElementType::F16 => Lora::new(width, width, rank, 1.0, &vec![f16::ZERO; len], &vec![f16::ZERO; len]),
-        ElementType::Bf16 => {
-            Lora::new(width, width, rank, 1.0, &vec![bf16::ZERO; len], &vec![bf16::ZERO; len])
+/// The forms of the fused product on a pool of these slices.
+fn fused_variants<X: Element>(
+    wgpu: &Wgpu,
+    encoder: &mut wgpu::CommandEncoder,
+    element: ElementType,
+    (slices, rank): (&[usize], usize),
+) -> Result<(), Failure> {
+    let (width, experts): (usize, usize) = (slices.iter().sum(), 1);
+    let (in_features, out_features, rank_capacity) = (width, width, slices.len() * rank);
+    let sizes = PoolSizes { in_features, out_features, experts, rank_capacity, element };
+    let mut pool = Pool::packed(wgpu, sizes, slices)?;
+    let loras: Vec<Lora> =
+        slices.iter().map(|&columns| zeros(element, (width, columns), rank)).collect::<Result<_, _>>()?;
+    pool.put_packed(0, &loras.iter().map(Some).collect::<Vec<_>>())?;
+    let storage = |len: usize| wgpu.upload(&vec![0f32; len]);
+    let (x, y, w, h) = (storage(512)?, storage(512)?, storage(256)?, storage(4096)?);
+    let (x, y, h) = (View::<X>::new(&x, 0, 256)?, View::<X>::new(&y, 0, 256)?, View::whole(&h));
+    let (x_stride, y_stride, h_stride) = (width, width, rank_capacity);
+    for (tokens, top_k) in [(2, 2), (9, 1), (16, 3), (4, 7), (1, 2)] {
+        let (ids, weights) = (storage(tokens * top_k)?, storage(tokens * top_k)?);
+        let ids = View::new(&ids, 0, tokens * top_k)?;
+        let weights = View::new(&weights, 0, tokens * top_k)?;
+        let plan = wgpu.plan(encoder, &plan::Sizes { tokens, top_k, experts }, &pool, ids)?;
+        let sum = fused::Sizes {
+            tokens,
+            top_k,
+            in_features,
+            out_features,
+            x_stride,
+            y_stride,
+            h_stride,
+            output: Output::Sum,
+        };
+        let weight = View::new(&w, 0, width * width)?;
+        for bias in [None, Some(View::<X>::new(&w, 128, width)?)] {
+            wgpu.fused_few(encoder, &sum, &pool, weight, bias, x, ids, weights, h, y)?;
+            if [2, 7].contains(&top_k) {
+                wgpu.fused_sparse(encoder, &sum, &plan, &pool, weight, bias, x, h, weights, y)?;
+            }
         }
+        if top_k == 2 {
+            let sizes = fused::Sizes { output: Output::RankSum, ..sum };
+            wgpu.fused_sparse(encoder, &sizes, &plan, &pool, weight, None, x, h, weights, y)?;
+        }
+    }
+    if let [_] = slices {
+        dense_variants::<X, X>(wgpu, encoder, &pool)?;
+        dense_variants::<X, f32>(wgpu, encoder, &pool)?;
+    }
+    Ok(())
+}
+
+/// The dense form, routed and given.
+fn dense_variants<X: Element, Z: Element>(
+    wgpu: &Wgpu,
+    encoder: &mut wgpu::CommandEncoder,
+    pool: &Pool,
+) -> Result<(), Failure> {
+    let (tokens, width) = (2, pool.slots().sizes().in_features);
+    let storage = |len: usize| wgpu.upload(&vec![0f32; len]);
+    let (x, y, w, z) = (storage(64)?, storage(64)?, storage(256)?, storage(64)?);
+    let (x, y, z) = (View::<X>::new(&x, 0, 64)?, View::<X>::new(&y, 0, 64)?, View::<Z>::new(&z, 0, 32)?);
+    let linear = WgpuRouter::new(wgpu, LinearRouter::new(1, width, &vec![0f32; width], None)?)?;
+    for (top_k, weighting) in
+        [(1, Some(Weighting::SoftmaxAll)), (1, Some(Weighting::SoftmaxSelected)), (8, None), (0, None)]
+    {
+        let sizes = fused::Sizes {
+            tokens,
+            top_k,
+            in_features: width,
+            out_features: width,
+            x_stride: width,
+            y_stride: width,
+            h_stride: 8,
+            output: Output::Sum,
+        };
+        let (ids, weights) = (storage(16)?, storage(16)?);
+        let (ids, weights) = (View::new(&ids, 0, tokens * top_k)?, View::new(&weights, 0, tokens * top_k)?);
+        let router = weighting.map(|weighting| (&linear, weighting));
+        wgpu.fused_gate(encoder, &sizes, pool, router, x, ids, weights, z)?;
+        for bias in [None, Some(View::<X>::new(&w, 128, width)?)] {
+            let weight = View::new(&w, 0, width * width)?;
+            wgpu.fused_dense(encoder, &sizes, pool, weight, bias, x, z, y)?;
+        }
+    }
+    Ok(())
+}
+
+fn zeros(element: ElementType, (inner, outer): (usize, usize), rank: usize) -> Result<Lora, molora::Error> {
+    fn of<E: Element>((inner, outer): (usize, usize), rank: usize) -> Result<Lora, molora::Error> {
+        let (a, b) = (vec![E::from_f32(0.0); inner * rank], vec![E::from_f32(0.0); outer * rank]);
+        Lora::new(inner, outer, rank, 1.0, &a, &b)
+    }
+    match element {
+        ElementType::F32 => of::<f32>((inner, outer), rank),
+        ElementType::F16 => of::<f16>((inner, outer), rank),
+        ElementType::Bf16 => of::<bf16>((inner, outer), rank),
     }
 }

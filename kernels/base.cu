@@ -61,3 +61,15 @@ BASE(f16, f16)
 BASE(bf16, bf16)
 
 #include "base_mma.cuh"
+
+extern "C" __global__ void __launch_bounds__(base_mma::THREADS, 2)
+base_mma_f16(const __grid_constant__ BaseParams p) {
+    base_mma::base<f16>(p);
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+extern "C" __global__ void __launch_bounds__(base_mma::THREADS, 2)
+base_mma_bf16(const __grid_constant__ BaseParams p) {
+    base_mma::base<bf16>(p);
+}
+#endif

@@ -129,14 +129,14 @@ __device__ __forceinline__ void multiply_all(Product (&sums)[4][4], Shared& s, c
 // D + bias, rounded, to shared memory: rows of 16 parts, part c of row r at c ^ r % 8.
 template <class X>
 __device__ __forceinline__ void round_tile(u32* tile, const Product (&sums)[4][4], const BaseParams& p, u32 o0,
-                                           u32 row, u32 column, u32 lane) {
+                                           u32 end, u32 row, u32 column, u32 lane) {
 #pragma unroll
     for (u32 n = 0; n < 4; n++) {
         u32 own = column + 8 * n + 2 * (lane % 4);
         float bias[2] = {};
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            if (p.bias && o0 + own + i < p.out_features) bias[i] = widen(load_one((const X*)p.bias + o0 + own + i));
+            if (p.bias && o0 + own + i < end) bias[i] = widen(load_one((const X*)p.bias + o0 + own + i));
         }
 #pragma unroll
         for (u32 m = 0; m < 8; m++) {
@@ -147,21 +147,23 @@ __device__ __forceinline__ void round_tile(u32* tile, const Product (&sums)[4][4
     }
 }
 
+// Columns below `end`. `vector`: they begin at multiples of 16 bytes.
 template <class X>
-__device__ __forceinline__ void store_tile(const uint4* tile, const BaseParams& p, u32 t0, u32 o0, u32 rows) {
+__device__ __forceinline__ void store_tile(const uint4* tile, const BaseParams& p, u32 t0, u32 o0, u32 end, u32 rows,
+                                           bool vector) {
     u32 part = threadIdx.x % 16, o = o0 + 8 * part;
-    if (o >= p.out_features) return;
+    if (o >= end) return;
     for (u32 r = threadIdx.x / 16; r < rows; r += THREADS / 16) {
         uint4 v = tile[16 * r + (part ^ r % 8)];
         X* y = (X*)p.y + (size_t)(t0 + r) * p.y_stride + o;
-        if (p.y_vector && o + 8 <= p.out_features) {
+        if (vector && o + 8 <= end) {
             *(uint4*)y = v;
             continue;
         }
         u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
-            if (o + i < p.out_features) y[i] = X{(unsigned short)(words[i / 2] >> 16 * (i % 2))};
+            if (o + i < end) y[i] = X{(unsigned short)(words[i / 2] >> 16 * (i % 2))};
         }
     }
 }
@@ -177,21 +179,9 @@ template <class X> __device__ __forceinline__ void base(const BaseParams& p) {
     w.begin((const X*)p.weight, p.in_features, o0, p.out_features, p.in_features);
     Product sums[4][4] = {};
     multiply_all<X>(sums, s, x, w, p, row, column, t0 + row < live && o0 + column < p.out_features);
-    round_tile<X>((u32*)&s, sums, p, o0, row, column, lane);
+    round_tile<X>((u32*)&s, sums, p, o0, p.out_features, row, column, lane);
     __syncthreads();
-    store_tile<X>((const uint4*)&s, p, t0, o0, min(live - t0, TILE));
+    store_tile<X>((const uint4*)&s, p, t0, o0, p.out_features, min(live - t0, TILE), p.y_vector);
 }
 
 } // namespace base_mma
-
-extern "C" __global__ void __launch_bounds__(base_mma::THREADS, 2)
-base_mma_f16(const __grid_constant__ BaseParams p) {
-    base_mma::base<f16>(p);
-}
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-extern "C" __global__ void __launch_bounds__(base_mma::THREADS, 2)
-base_mma_bf16(const __grid_constant__ BaseParams p) {
-    base_mma::base<bf16>(p);
-}
-#endif

@@ -231,9 +231,19 @@ __device__ __forceinline__ void leave(const FewParams& p) {
     if (before + 1 == gridDim.x) p.counters[TICKET] = p.counters[SHRUNK] = p.counters[LEFT] = 0;
 }
 
-// A slice's part of every route, and B on its way to the second-level cache. `first`, `end`: the slice's columns.
+struct Slice {
+    u32 index, first, end; // its columns
+};
+
+__device__ __forceinline__ Slice slice_at(const FewParams& p, u32 column) {
+    Slice slice{0, 0, p.slice_ends[0]};
+    while (column >= slice.end) slice = Slice{slice.index + 1, slice.end, p.slice_ends[slice.index + 1]};
+    return slice;
+}
+
+// A slice's part of every route, and B on its way to the second-level cache.
 template <class B>
-__device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, u32 slice, u32 o0, u32 first, u32 live) {
+__device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, const Slice& slice, u32 o0, u32 live) {
     u32 n = threadIdx.x;
     if (n < live * p.top_k) {
         Route route = {};
@@ -242,7 +252,7 @@ __device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, u32 s
         if (slot.rank != 0) {
             Slot part = slot;
             if (p.slices > 1) {
-                uint4 v = __ldg((const uint4*)p.slots + (size_t)(1 + slice) * p.experts + id);
+                uint4 v = __ldg((const uint4*)p.slots + (size_t)(1 + slice.index) * p.experts + id);
                 part = Slot{v.x, v.y, __uint_as_float(v.z), v.w};
             }
             float weight = p.topk_weights[n];
@@ -252,7 +262,7 @@ __device__ __forceinline__ void list_routes(const FewParams& p, Shared& s, u32 s
         s.routes[n] = route;
     }
     __syncthreads();
-    u32 column = max(o0, first) - first;
+    u32 column = max(o0, slice.first) - slice.first;
     for (u32 i = threadIdx.x / 32; i < live * p.top_k; i += WARPS) {
         const B* b = (const B*)p.b + (size_t)s.routes[i].row * p.b_stride + column;
         for (u32 r = threadIdx.x % 32; r < s.routes[i].rank; r += 32) {
@@ -295,9 +305,10 @@ __device__ __forceinline__ float sum_columns(const float (&v)[8], u32 lane) {
 // A warp's shares of the experts' part of 16 columns from o0 on: step i of token t, 16 ranks of a route, belongs to
 // share i % 8, which warp (i + t) % 8 makes. A lane takes a rank and eight columns.
 template <class B>
-__device__ __forceinline__ void make_shares(const FewParams& p, Shared& s, u32 o0, u32 first, u32 end, u32 live) {
+__device__ __forceinline__ void make_shares(const FewParams& p, Shared& s, const Slice& slice, u32 o0, u32 live) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = lane / 2;
-    int column = (int)(o0 + 8 * (lane % 2)) - (int)first, low = max(-column, 0), high = min((int)(end - first) - column, 8);
+    int column = (int)(o0 + 8 * (lane % 2)) - (int)slice.first;
+    int low = max(-column, 0), high = min((int)(slice.end - slice.first) - column, 8);
 #pragma unroll 1
     for (u32 t = 0; t < live; t++) {
         u32 share = (warp - t) % WARPS, steps = 0;
@@ -328,20 +339,22 @@ __device__ __forceinline__ void make_shares(const FewParams& p, Shared& s, u32 o
 // 16 columns of y.
 template <class Multiply, class X, class B>
 __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, u32 live) {
-    u32 slice = 0, first = 0, end = p.slice_ends[0], t = threadIdx.x / ROWS, c = threadIdx.x % ROWS;
-    while (o0 >= end) first = end, end = p.slice_ends[++slice];
-    if (p.shrink_jobs > 0) list_routes<B>(p, s, slice, o0, first, live);
+    if (p.shrink_jobs > 0) {
+        Slice slice = slice_at(p, o0);
+        list_routes<B>(p, s, slice, o0, live);
+    }
     if (threadIdx.x < TOKENS) s.tokens[threadIdx.x] = min(threadIdx.x, live - 1);
     if (threadIdx.x == 0) s.count = live;
     __syncthreads();
     Matrix<X> w{(const X*)p.weight + (size_t)o0 * p.in_features, p.in_features, p.out_features - o0};
     Multiply::multiply(p, s, w, p.w_vector);
-    bool works = t < live && c < w.count;
+    u32 t = threadIdx.x / ROWS, c = threadIdx.x % ROWS;
+    bool works = t < live && c < p.out_features - o0;
     float sum = works ? s.sums[t][c] : 0.0f;
     if (p.shrink_jobs > 0) {
         wait_for_h(p);
-        while (true) {
-            make_shares<B>(p, s, o0, first, end, live);
+        for (Slice slice = slice_at(p, o0);;) {
+            make_shares<B>(p, s, slice, o0, live);
             __syncthreads();
             if (works) {
                 float part = 0.0f;
@@ -349,10 +362,10 @@ __device__ __forceinline__ void base_job(const FewParams& p, Shared& s, u32 o0, 
                 for (u32 i = 0; i < WARPS; i++) part += s.shares[i][t][c];
                 sum += part;
             }
-            if (slice + 1 == p.slices || end >= o0 + ROWS) break;
-            first = end, end = p.slice_ends[++slice];
+            if (slice.index + 1 == p.slices || slice.end >= o0 + ROWS) break;
+            slice = Slice{slice.index + 1, slice.end, p.slice_ends[slice.index + 1]};
             __syncthreads();
-            list_routes<B>(p, s, slice, o0, first, live);
+            list_routes<B>(p, s, slice, o0, live);
         }
     }
     if (!works) return;

@@ -85,6 +85,14 @@ __device__ __forceinline__ void load_tiles(u32 (&tiles)[4], u32 row) {
                  : "memory");
 }
 
+// The same, each tile transposed: a Right whose rows in shared memory are ks.
+__device__ __forceinline__ void load_tiles_transposed(u32 (&tiles)[4], u32 row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
+                 : "r"(row)
+                 : "memory");
+}
+
 // The first `bytes` (a multiple of 4) of 16 from global to shared memory, zeros behind them.
 __device__ __forceinline__ void copy16(void* to, const void* from, u32 bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

@@ -119,6 +119,42 @@ struct FewParams {
     u32 slice_ends[4]; // the column behind each slice
 };
 
+// The base product continued over the experts that each tile of tokens uses (sparse), or over all rows of z (dense).
+struct FusedParams {
+    BaseParams base;           // column_blocks: of all slices; live_tokens: dense alone
+    PlanParams plan;           // sparse alone; slots: behind the experts' own, where packed, each slice's parts
+    const float* h;            // [routes or tokens][h_stride]
+    const float* topk_weights; // [tokens][top_k]
+    const void* b;             // B transposed: [rank_capacity][b_stride], rows at multiples of 16 bytes
+    const void* z;             // [tokens][z_stride], x's element
+    u32 b_stride, h_stride, z_stride, z_rows;
+    u32 output, h_vector, z_vector, dense;
+    u32 slices, slice_ends[4]; // the column behind each slice
+    u32 unused[3];
+};
+
+// Values of GroupedParams::rows.
+constexpr u32 PLAIN = 0, GATED = 1, COMBINED = 2;
+
+struct GroupedParams {
+    PlanParams plan;           // of the base experts
+    const Slot* loras;         // [slots], then, where packed, [slices][slots]: each slice's part of a slot
+    const int* lora_ids;       // [tokens][top_k]
+    const void* x;             // [tokens or routes][x_stride]
+    const void* weight;        // [experts][out_features][in_features]
+    const float* h;            // [routes][h_stride]
+    const void* b;             // B transposed: [rank_capacity][b_stride]
+    const float* topk_weights; // [tokens][top_k]
+    float* scratch;            // combined: [routes][out_features]
+    u32* counters;             // combined: [token_groups][column_blocks], zeros before and after every launch
+    void* y;                   // [routes][y_stride], combined: [tokens][y_stride]
+    u32 slots, slices, lora_rank, in_features; // adapters above lora_rank are skipped: RANK_TOO_LARGE
+    u32 out_features, width, x_stride, h_stride;
+    u32 b_stride, y_stride, column_blocks, rows;
+    u32 x_per_route, group_tokens, x_vector, w_vector; // group_tokens: how many share a counter
+    u32 h_vector, y_vector, tiles, unused;             // tiles: of the grid
+};
+
 constexpr u32 GATE_ROWS = 512, GATE_EXPERTS = 64; // most rows of A, and scores of a router, of fused_gate
 
 // Values of GateParams::x_type and GateParams::a_type.

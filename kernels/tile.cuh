@@ -31,11 +31,13 @@ __device__ __forceinline__ void put_eight(float (*stage)[WIDTH], u32 eight, u32 
     for (u32 j = 0; j < 8; j++) stage[8 * eight + j][row] = raw_at(part, j);
 }
 
+// `ks`: how many of the stage's columns are there, in eights.
 template <u32 COLUMNS>
-__device__ __forceinline__ void add_stage(const Stages<COLUMNS>& stages, u32 at, float (&sums)[4][4]) {
+__device__ __forceinline__ void add_stage(const Stages<COLUMNS>& stages, u32 at, float (&sums)[4][4],
+                                          u32 ks = TILE_K) {
     u32 row = TileShape<COLUMNS>::row(), column = TileShape<COLUMNS>::column();
 #pragma unroll 8
-    for (u32 i = 0; i < TILE_K; i++) {
+    for (u32 i = 0; i < ks; i++) {
         float4 x = *(const float4*)&stages.x[at][i][row], w = *(const float4*)&stages.w[at][i][column];
         float xs[4] = {x.x, x.y, x.z, x.w}, ws[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll

@@ -22,10 +22,6 @@ const GROUP: u32 = 8u * SLOTS; // entries of eight rows
 var<workgroup> order: array<u32, TILE_M>;
 var<workgroup> keys: array<u32, TILE_M * SLOTS>;
 var<workgroup> list: array<Entry, TILE_M * SLOTS>;
-// Where this thread is in its rows' list: the entry, and its row, 8 where the expert has no more.
-var<private> cursor: u32;
-var<private> cursor_row: u32;
-
 // The token's two lowest experts.
 fn token_key(t: u32) -> u32 {
     var low = 0xffffu;
@@ -35,7 +31,7 @@ fn token_key(t: u32) -> u32 {
         second = min(second, max(e, low));
         low = min(low, e);
     }
-    return low << 16u | second;
+    return (low << 16u) | second;
 }
 
 // Fills `order`; ends behind a barrier.
@@ -71,7 +67,7 @@ fn route_key(n: u32, row: u32, slice: u32) -> u32 {
         return NONE;
     }
     if (part_of(e, slice).rank == 0u) { return NONE; }
-    return e << 3u | (row & 7u);
+    return (e << 3u) | (row & 7u);
 }
 
 fn route_entry(key: u32, n: u32, slice: u32) -> Entry {
@@ -109,50 +105,46 @@ fn list_routes(thread: u32, t0: u32, rows: u32, s0: u32, slice: u32) {
     workgroupBarrier();
 }
 
-fn look(expert: u32, end: u32) {
-    cursor_row = 8u;
-    if (cursor < end) {
-        let key = list[cursor].key;
-        if (key >> 3u == expert) { cursor_row = key & 7u; }
-    }
-}
-
 // Four ranks of h from `at` on, of `left` that there are.
 fn h_part(at: u32, left: u32) -> vec4<f32> {
-    if (left >= 4u) { return h_quad(at); }
+    if (WHOLE_QUADS == 1u || left >= 4u) { return h_quad(at); }
     var v = vec4(h_at(at), 0.0, 0.0, 0.0);
     if (left > 1u) { v.y = h_at(at + 1u); }
     if (left > 2u) { v.z = h_at(at + 2u); }
     return v;
 }
 
-// The weighted h of a row: of all its routes to this expert.
-fn take(row: u32, r: u32, rank: u32, expert: u32, end: u32) -> vec4<f32> {
-    var z = vec4<f32>();
-    while (cursor_row == row) {
-        let entry = list[cursor];
-        z += entry.factor * h_part(entry.h + r, rank - r);
-        cursor++;
-        look(expert, end);
-    }
-    return z;
+// The weighted h of a row of a turn that begins at entry `at`.
+fn z_of(turn: u32, at: u32, row: u32, r: u32, rank: u32) -> vec4<f32> {
+    let i = at + countOneBits(turn & ((1u << row) - 1u));
+    return list[i].factor * h_part(list[i].h + r, rank - r);
 }
 
 fn mix(z: vec4<f32>, b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>) -> vec4<f32> {
     return z.x * b0 + z.y * b1 + z.z * b2 + z.w * b3;
 }
 
-// Adds the listed routes of this thread's rows to its sums; its columns begin at `column` of the slice.
-fn extend(thread: u32, slice: u32, column: u32) {
+// Adds the listed routes of this thread's rows to its sums; its columns begin at `column` of the slice. A turn is an expert
+// and a bit for every row that chose it; a row that chose it twice has another turn.
+fn extend(thread: u32, slice: u32, column: u32, s: ptr<function, Sums>) {
     var at = own_row(thread) / 8u * GROUP;
     let end = at + GROUP;
-    while (at < end) {
+    while (at < end && list[at].key != NONE) {
         let expert = list[at].key >> 3u;
-        if (expert == NONE >> 3u) { break; }
+        var turn = 0u;
+        var next = at;
+        while (next < end) {
+            let key = list[next].key;
+            let bit = 1u << (key & 7u);
+            if (key >> 3u != expert || (turn & bit) != 0u) { break; }
+            turn |= bit;
+            next++;
+        }
         let part = part_of(expert, slice);
         for (var r = 0u; r < part.rank; r += 4u) {
             // Rows behind the rank repeat the last one, times zeros.
-            let rows = (part.row + min(vec4(r, r + 1u, r + 2u, r + 3u), vec4(part.rank - 1u))) * params.b_stride + column;
+            let ranks = min(vec4(r, r + 1u, r + 2u, r + 3u), vec4(part.rank - 1u));
+            let rows = (part.row + ranks) * params.b_stride + column;
             let b0 = b_quad(rows.x);
             let b1 = b_quad(rows.y);
             let b2 = b_quad(rows.z);
@@ -161,50 +153,71 @@ fn extend(thread: u32, slice: u32, column: u32) {
             let c1 = b_quad(rows.y + 4u);
             let c2 = b_quad(rows.z + 4u);
             let c3 = b_quad(rows.w + 4u);
-            cursor = at;
-            look(expert, end);
-            if (cursor_row == 0u) {
-                let z = take(0u, r, part.rank, expert, end);
-                sums[0] += mix(z, b0, b1, b2, b3);
-                wide_sums[0] += mix(z, c0, c1, c2, c3);
+            if ((turn & 1u) != 0u) {
+                let z = z_of(turn, at, 0u, r, part.rank);
+                (*s).a0 += mix(z, b0, b1, b2, b3);
+                (*s).b0 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 1u) {
-                let z = take(1u, r, part.rank, expert, end);
-                sums[1] += mix(z, b0, b1, b2, b3);
-                wide_sums[1] += mix(z, c0, c1, c2, c3);
+            if ((turn & 2u) != 0u) {
+                let z = z_of(turn, at, 1u, r, part.rank);
+                (*s).a1 += mix(z, b0, b1, b2, b3);
+                (*s).b1 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 2u) {
-                let z = take(2u, r, part.rank, expert, end);
-                sums[2] += mix(z, b0, b1, b2, b3);
-                wide_sums[2] += mix(z, c0, c1, c2, c3);
+            if ((turn & 4u) != 0u) {
+                let z = z_of(turn, at, 2u, r, part.rank);
+                (*s).a2 += mix(z, b0, b1, b2, b3);
+                (*s).b2 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 3u) {
-                let z = take(3u, r, part.rank, expert, end);
-                sums[3] += mix(z, b0, b1, b2, b3);
-                wide_sums[3] += mix(z, c0, c1, c2, c3);
+            if ((turn & 8u) != 0u) {
+                let z = z_of(turn, at, 3u, r, part.rank);
+                (*s).a3 += mix(z, b0, b1, b2, b3);
+                (*s).b3 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 4u) {
-                let z = take(4u, r, part.rank, expert, end);
-                sums[4] += mix(z, b0, b1, b2, b3);
-                wide_sums[4] += mix(z, c0, c1, c2, c3);
+            if ((turn & 16u) != 0u) {
+                let z = z_of(turn, at, 4u, r, part.rank);
+                (*s).a4 += mix(z, b0, b1, b2, b3);
+                (*s).b4 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 5u) {
-                let z = take(5u, r, part.rank, expert, end);
-                sums[5] += mix(z, b0, b1, b2, b3);
-                wide_sums[5] += mix(z, c0, c1, c2, c3);
+            if ((turn & 32u) != 0u) {
+                let z = z_of(turn, at, 5u, r, part.rank);
+                (*s).a5 += mix(z, b0, b1, b2, b3);
+                (*s).b5 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 6u) {
-                let z = take(6u, r, part.rank, expert, end);
-                sums[6] += mix(z, b0, b1, b2, b3);
-                wide_sums[6] += mix(z, c0, c1, c2, c3);
+            if ((turn & 64u) != 0u) {
+                let z = z_of(turn, at, 6u, r, part.rank);
+                (*s).a6 += mix(z, b0, b1, b2, b3);
+                (*s).b6 += mix(z, c0, c1, c2, c3);
             }
-            if (cursor_row == 7u) {
-                let z = take(7u, r, part.rank, expert, end);
-                sums[7] += mix(z, b0, b1, b2, b3);
-                wide_sums[7] += mix(z, c0, c1, c2, c3);
+            if ((turn & 128u) != 0u) {
+                let z = z_of(turn, at, 7u, r, part.rank);
+                (*s).a7 += mix(z, b0, b1, b2, b3);
+                (*s).b7 += mix(z, c0, c1, c2, c3);
             }
         }
-        at = cursor;
+        at = next;
+    }
+}
+
+// The tile of this workgroup.
+struct Tile {
+    t0: u32,
+    rows: u32,
+    columns: Columns,
+}
+
+fn tile_of(group: u32) -> Tile {
+    let t0 = TILE_M * (group / params.column_blocks);
+    return Tile(t0, min(params.tokens - t0, TILE_M), columns_of(group % params.column_blocks, TILE_N));
+}
+
+var<private> own: Tile;
+
+fn behind(thread: u32, s: ptr<function, Sums>) {
+    let column = own.columns.begin + own_column(thread);
+    let works = own_row(thread) < own.rows && column < own.columns.end;
+    for (var first = 0u; first < params.top_k; first += SLOTS) {
+        list_routes(thread, own.t0, own.rows, first, own.columns.slice);
+        if (works) { extend(thread, own.columns.slice, column - own.columns.first, s); }
     }
 }
 
@@ -217,26 +230,20 @@ fn fused_sparse(
 ) {
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
-    let t0 = TILE_M * (group / params.column_blocks);
-    let columns = columns_of(group % params.column_blocks, TILE_N);
-    let rows = min(params.tokens - t0, TILE_M);
-    sort_tokens(thread, t0, rows);
+    own = tile_of(group);
+    sort_tokens(thread, own.t0, own.rows);
     for (var q = thread; q < QUADS_M; q += THREADS) {
-        let m = min(4u * q + vec4(0u, 1u, 2u, 3u), vec4(rows - 1u));
-        x_rows[q] = (t0 + vec4(order[m.x], order[m.y], order[m.z], order[m.w])) * params.x_stride;
+        let m = min(4u * q + vec4(0u, 1u, 2u, 3u), vec4(own.rows - 1u));
+        x_rows[q] = (own.t0 + vec4(order[m.x], order[m.y], order[m.z], order[m.w])) * params.x_stride;
     }
     let k = params.in_features;
-    tile_product(thread, rows, columns.begin * k, k, columns.end - columns.begin, k);
+    let columns = own.columns;
+    tile_product(thread, own.rows, columns.begin * k, k, columns.end - columns.begin, k);
     let m0 = own_row(thread);
     let o = columns.begin + own_column(thread);
-    let works = m0 < rows && o < columns.end;
-    for (var s = 0u; s < params.top_k; s += SLOTS) {
-        list_routes(thread, t0, rows, s, columns.slice);
-        if (works) { extend(thread, columns.slice, o - columns.first); }
-    }
-    if (!works) { return; }
-    for (var m = m0; m < min(m0 + 8u, rows); m++) {
-        let t = t0 + order[m];
+    if (o >= columns.end) { return; }
+    for (var m = m0; m < min(m0 + 8u, own.rows); m++) {
+        let t = own.t0 + order[m];
         store_quad(t, o, columns.end, sums[m - m0]);
         store_quad(t, o + 4u, columns.end, wide_sums[m - m0]);
     }

@@ -19,7 +19,12 @@ const QUADS_K: u32 = TILE_K / 4u;
 var<workgroup> x_rows: array<vec4<u32>, QUADS_M>;
 var<workgroup> x_tile: array<vec4<f32>, TILE_K * QUADS_M>;
 var<workgroup> w_tile: array<vec4<f32>, TILE_K * QUADS_N>;
-// This thread's sums: row m of its eight, its first four columns; and the next four.
+// This thread's sums while they grow: names, since drivers keep arrays in memory. a: its first four columns, b: the next.
+struct Sums {
+    a0: vec4<f32>, a1: vec4<f32>, a2: vec4<f32>, a3: vec4<f32>, a4: vec4<f32>, a5: vec4<f32>, a6: vec4<f32>, a7: vec4<f32>,
+    b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>, b4: vec4<f32>, b5: vec4<f32>, b6: vec4<f32>, b7: vec4<f32>,
+}
+// And when they are done: row m of its eight, its first four columns; and the next four.
 var<private> sums: array<vec4<f32>, 8>;
 var<private> wide_sums: array<vec4<f32>, 8>;
 
@@ -81,7 +86,7 @@ fn stage(thread: u32, w0: u32, w_stride: u32, w_count: u32, k0: u32, k: u32) {
     }
 }
 
-// The thread's rows of x times its rows of w, into `sums`.
+// The thread's rows of x times its rows of w, and what the kernel adds `behind` the inner dimension, into `sums`.
 fn tile_product(thread: u32, x_count: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
     let m = own_row(thread) / 4u;
     let n = own_column(thread) / 4u;
@@ -135,6 +140,8 @@ fn tile_product(thread: u32, x_count: u32, w0: u32, w_stride: u32, w_count: u32,
         }
         workgroupBarrier();
     }
-    sums = array<vec4<f32>, 8>(a0, a1, a2, a3, a4, a5, a6, a7);
-    if (WIDE == 1u) { wide_sums = array<vec4<f32>, 8>(b0, b1, b2, b3, b4, b5, b6, b7); }
+    var s = Sums(a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7);
+    behind(thread, &s);
+    sums = array<vec4<f32>, 8>(s.a0, s.a1, s.a2, s.a3, s.a4, s.a5, s.a6, s.a7);
+    if (WIDE == 1u) { wide_sums = array<vec4<f32>, 8>(s.b0, s.b1, s.b2, s.b3, s.b4, s.b5, s.b6, s.b7); }
 }

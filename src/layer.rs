@@ -13,6 +13,7 @@
 //! The fused product has other forms too, and experts alone are added to the engine's own y by `expand`; see
 //! [`crate::ops::fused`].
 
+pub mod block;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "wgpu")]

@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 
 use molora::element::ElementType::{self, Bf16, F32};
+use molora::ops::fused::Form;
 use molora_check::counters::{COLUMNS, Row, count, row};
 use molora_check::{Case, Inputs, Op, Subject, subjects};
 use std::collections::BTreeMap;
@@ -36,13 +37,13 @@ fn sized(op: Op, shape: (usize, usize, usize, usize, usize, usize), element: Ele
     if op != Op::Base {
         (case.experts, case.top_k) = (experts, top_k);
     }
-    if matches!(op, Op::Shrink | Op::Expand) {
+    if matches!(op, Op::Shrink | Op::Expand | Op::Fused) {
         case.ranks = vec![rank];
     }
-    if matches!(op, Op::Route | Op::Shrink | Op::Base) {
+    if matches!(op, Op::Route | Op::Shrink | Op::Base | Op::Fused) {
         case.in_features = in_features;
     }
-    if matches!(op, Op::Expand | Op::Base) {
+    if matches!(op, Op::Expand | Op::Base | Op::Fused) {
         case.out_features = out_features;
     }
     case
@@ -61,7 +62,14 @@ fn cases() -> Vec<Case> {
         [(Bf16, 1), (Bf16, 8), (Bf16, 128), (F32, 1), (F32, 64)]
             .map(|(element, tokens)| sized(Op::Base, (tokens, 1024, 512, 1, 1, 1), element)),
     );
+    cases.extend([1, 8, 16].map(|tokens| few(tokens, Bf16)));
+    cases.push(few(8, F32));
     cases
+}
+
+/// Few tokens in one launch.
+fn few(tokens: usize, element: ElementType) -> Case {
+    Case { form: Some(Form::Few), ..sized(Op::Fused, (tokens, 1024, 512, 8, 2, 16), element) }
 }
 
 /// The machine where it runs the kernels that ship for sm_80: the table is theirs.
@@ -166,4 +174,55 @@ fn the_peers_are_beaten() {
     let read = shrink_row[3] + expand_row[3];
     assert!(read <= bound, "sectors read: {read}, bound {bound}");
     assert_eq!(shrink_row[7], 1.0, "shrink: wavefronts over ideal");
+}
+
+/// Sectors of 32 bytes that a case's launches ask for, and distinct ones, read and written.
+fn sectors(subject: &dyn Subject, case: &Case) -> (f64, f64) {
+    let counters = count(subject, &Inputs::new(case)).unwrap().expect("a stand-in counts");
+    assert_eq!(counters.len(), 1, "one kernel: {:?}", counters.keys());
+    let kernel = counters.into_values().next().unwrap();
+    assert_eq!(kernel["launches"], 1, "one launch");
+    let asked = |access: &str| -> f64 {
+        let widths = kernel[access].as_object().into_iter().flatten();
+        widths.map(|(_, width)| width["sectors"].as_f64().unwrap()).sum()
+    };
+    let unique = |access: &str| kernel[access]["sectors"].as_f64().unwrap();
+    (
+        asked("global_loads") + asked("global_stores") + asked("async_copies"),
+        unique("unique_read") + unique("unique_written"),
+    )
+}
+
+/// The bar of the fused layer: no more bytes than 1.05 times the base product's own, the active A and B once, x once more,
+/// and h written and read once, in distinct sectors: what memory must give. On tensor cores and up to 8 tokens also in sectors
+/// asked for, where base reads x again for every column and few for every 16; f32 few reads x for every column and rank, and
+/// from 9 tokens on base shares x in larger tiles: there only the second-level cache gives more.
+#[test]
+fn few_moves_no_more_than_its_parts() {
+    let Some(subject) = stand_in() else { return };
+    for (tokens, element) in [(1, Bf16), (8, Bf16), (16, Bf16), (8, F32)] {
+        let case = few(tokens, element);
+        let base = sized(Op::Base, (tokens, 1024, 512, 1, 1, 1), element);
+        let inputs = Inputs::new(&case);
+        let mut active: Vec<i32> = inputs.topk_ids.iter().copied().filter(|&id| id >= 0).collect();
+        let h = 2.0 * (active.len() * 16 * 4) as f64 / 32.0;
+        active.sort_unstable();
+        active.dedup();
+        let adapters = (active.len() * 16 * (1024 + 512) * element.bytes()) as f64 / 32.0;
+        let x = (tokens * 1024 * element.bytes()) as f64 / 32.0;
+        let ((asked, unique), (base_asked, base_unique)) =
+            (sectors(subject.as_ref(), &case), sectors(subject.as_ref(), &base));
+        let bar = |base: f64| 1.05 * (base + adapters + x + h);
+        println!(
+            "{case}: asked {asked}, base {base_asked}, bar {}; distinct {unique}, base {base_unique}, bar {}",
+            bar(base_asked),
+            bar(base_unique)
+        );
+        assert!(
+            tokens > 8 || element == F32 || asked <= bar(base_asked),
+            "{case}: {asked} above {}",
+            bar(base_asked)
+        );
+        assert!(unique <= bar(base_unique), "{case}: {unique} above {}", bar(base_unique));
+    }
 }

@@ -3,6 +3,7 @@
 use molora::element::ElementType;
 use molora::ops::Output;
 use molora::ops::fused::Form;
+use molora::ops::grouped::Rows;
 use molora_check::guarded::Guarded;
 use molora_check::subject::CpuSubject;
 use molora_check::{Case, Inputs, Op, Routing, Subject, subjects};
@@ -235,6 +236,30 @@ fn one_form_gives_every_number_of_tokens_the_same_bits() {
                 let got = bits(subject.as_ref(), &all.part(0, tokens));
                 let label = case.label(subject.kind());
                 assert!(got == whole[..got.len()], "{label} on {}: {tokens} tokens", subject.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn base_experts_give_a_token_the_same_bits_in_every_batch() {
+    for subject in subjects().unwrap() {
+        let subject = subject.batch_invariant();
+        for rows in Rows::ALL {
+            for element in ElementType::ALL {
+                let sizes = Case {
+                    in_features: 64,
+                    out_features: 72,
+                    padding: 0,
+                    ..case(Op::Grouped, element, Output::Sum)
+                };
+                for x_per_route in [false, true] {
+                    let mut case = sizes.clone();
+                    (case.group.rows, case.group.x_per_route) = (rows, x_per_route);
+                    if subject.unsupported(&case).is_none() {
+                        in_every_batch(subject.as_ref(), &case);
+                    }
+                }
             }
         }
     }

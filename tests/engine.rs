@@ -357,7 +357,7 @@ fn weights_that_are_not_finite_never_reach_y() {
     let weight = layer.device().pack(OUT, IN, &weight).unwrap();
     let base = Base { weight: &weight, bias: None };
     let error = layer.forward(&rows(), base, &x, &mut routing, &mut workspace, &mut y).unwrap_err();
-    assert_eq!(error.to_string(), "layer: topk_weights[2, 0]: expected a finite weight, got NaN");
+    assert_eq!(error.to_string(), "fused: topk_weights[2, 0]: expected a finite weight, got NaN");
     assert!(y.iter().all(|&v| v == 7.0), "a refused call leaves y alone");
 
     let wgpu = wgpu();

@@ -35,7 +35,7 @@ WRONG, BANKS = "wrong", "bank conflicts"
 EARLY = f"{RACE} or {UNWRITTEN}"
 
 # edits: (file of kernels/, text, text instead); each text stands there once. report: a fault of the machine, or how else
-# it shows. kernel: who must be named; its stem is the room.
+# it shows. kernel: who must be named; its stem is the room. case: one or more, one after another.
 Fault = collections.namedtuple("Fault", "name report kernel case edits")
 
 FAULTS = [
@@ -113,6 +113,26 @@ FAULTS = [
     Fault("barrier_of_one_warp", DEADLOCK, "shrink_mma_bf16", "shrink/bf16/t33_k2_e8_r16_i64_uniform",
           [("shrink_mma.cuh", "    if (threadIdx.x < 32) find_tile(p, s, threadIdx.x);\n",
             '    if (threadIdx.x < 32) {\n find_tile(p, s, threadIdx.x);\n asm volatile("bar.sync 1, 256;" ::: "memory");\n }\n')]),
+    Fault("h_read_before_it_is_there", f"{GLOBAL} or {UNWRITTEN}", "fused_few_mma_f16", "fused/f16/t5_k2_e8_r16_i64_o64_uniform_few",
+          [("fused_few.cuh", "        wait_for_h(p);\n", "")]),
+    Fault("h_published_without_release", GLOBAL, "fused_few_mma_f16", "fused/f16/t5_k2_e8_r16_i64_o64_uniform_few",
+          [("fused_few.cuh", "fence.acq_rel.gpu;\\n\\tred", "red")]),
+    Fault("h_awaited_without_acquire", GLOBAL, "fused_few_f32_f32", "fused/f32/t5_k2_e8_r16_i64_o64_uniform_few",
+          [("fused_few.cuh", "ld.acquire.gpu.global.u32", "ld.relaxed.gpu.global.u32")]),
+    Fault("job_that_is_not_counted", LONG, "fused_few_mma_bf16", "fused/bf16/t5_k2_e8_r16_i64_o64_uniform_few",
+          [("fused_few.cuh", "        publish(p);\n", "        if (ticket > 0) publish(p);\n")]),
+    Fault("rows_summed_too_early", GLOBAL, "grouped_mma_f16", "grouped/f16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_combined_x_per_route",
+          [("grouped_tile.cuh", "before + 1 == expected_rows(p, group, live)", "before == 0")]),
+    Fault("rows_handed_on_without_release", GLOBAL, "grouped_mma_f16", "grouped/f16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_combined_x_per_route",
+          [("grouped_tile.cuh", "fence.acq_rel.gpu;\\n\\tatom.relaxed", "atom.relaxed")]),
+    Fault("counter_left_as_it_was", WRONG, "grouped_mma_f16",
+          "grouped/f16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_combined_x_per_route "
+          "grouped/f16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_combined_x_per_route",
+          [("grouped_tile.cuh", 'asm volatile("st.relaxed.gpu.global.u32 [%0], 0;"', 'if (p.tiles == 0) asm volatile("st.relaxed.gpu.global.u32 [%0], 0;"')]),
+    Fault("lora_of_another_route", WRONG, "grouped_mma_bf16", "grouped/bf16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_plain",
+          [("grouped_tile.cuh", " || s.loras[route] != walk.at) return", ") return")]),
+    Fault("gate_and_up_not_interleaved", WRONG, "grouped_mma_f16", "grouped/f16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_gated_x_per_route",
+          [("grouped_mma.cuh", "up = gated && row % 16 >= 8", "up = gated && row % 32 >= 16")]),
     Fault("flag_that_nobody_sets", LONG, "plan_place", "plan/f32/t1000_k2_e8_uniform",
           [("plan.cu", "    u32 chunk = blockIdx.x;\n    for", "    u32 chunk = blockIdx.x;\n    while (*(volatile u32*)p.words != NONE) {}\n    for")]),
 ]
@@ -173,7 +193,7 @@ def run_case(case, **variables):
     """What the example says of a case on the machine, and what the machine says."""
     environment = dict(os.environ, MOLORA_REQUIRE="cuda", MOLORA_DEVICE="cuda", LD_LIBRARY_PATH=str(OUT / "libcuda"),
                        PTX_MACHINE_LIMIT="3000000", **variables)
-    command = [BUILT / "examples" / "case", case]
+    command = [BUILT / "examples" / "case", *case.split()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     return done.stdout.strip(), done.stderr.strip()
 
@@ -198,7 +218,7 @@ def judge(fault, path):
     if fault.report == BANKS:
         above = conflicts(fault.kernel, counters)
         return f"{above} wavefronts above the ideal", bool(above) and ": right" in out
-    text = out.split(": ", 1)[-1] if out else err
+    text = out.splitlines()[-1].split(": ", 1)[-1] if out else err
     return text, fault.report == WRONG and text.startswith("wrong: ") and "refused" not in text
 
 

@@ -3,8 +3,10 @@
 #![cfg(feature = "wgpu")]
 
 use half::{bf16, f16};
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Pool, Status, View};
+use molora::ops::route::{self, Weighting, WgpuRouter};
 use molora::ops::{Expert, Output, fused, plan, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
 
@@ -32,6 +34,7 @@ fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
 enum Way {
     Sparse,
     Few,
+    Dense,
 }
 
 /// A layer of one slice, in host memory.
@@ -143,6 +146,14 @@ impl<X: Element, A: Element> Case<X, A> {
                 wgpu.fused_sparse(&mut encoder, sizes, &plan, &pool, weight, bias, x, h, weights, y_view)
                     .unwrap();
             }
+            Way::Dense => {
+                let h_stride = pool.slots().used_rows().next_multiple_of(2);
+                let (dense, tokens) = (fused::Sizes { h_stride, ..*sizes }, sizes.tokens);
+                let z = wgpu.upload(&vec![f32::NAN; (tokens * h_stride).max(1)]).unwrap();
+                let z = View::<f32>::whole(&z);
+                wgpu.fused_gate(&mut encoder, &dense, &pool, None, x, ids, weights, z).unwrap();
+                wgpu.fused_dense(&mut encoder, &dense, &pool, weight, bias, x, z, y_view).unwrap();
+            }
             Way::Few => {
                 wgpu.fused_few(&mut encoder, sizes, &pool, weight, bias, x, ids, weights, h, y_view).unwrap();
             }
@@ -179,8 +190,9 @@ fn as_the_definition_says() {
             .map(|t| (Way::Sparse, t))
             .into_iter()
             .chain([1, 2, 3, 8, 13, 16].map(|t| (Way::Few, t)))
+            .chain([1, 63, 65].map(|t| (Way::Dense, t)))
         {
-            for top_k in [0, 1, 2, 5, 9] {
+            for top_k in [0, 1, 2, 5, 9].into_iter().filter(|&k| way != Way::Dense || k < 9) {
                 for shape in [(24, 20), (37, 130)] {
                     Case::<f32, f32>::new(tokens, top_k, &RANKS, shape).check(&wgpu, way);
                 }
@@ -195,5 +207,140 @@ fn as_the_definition_says() {
         let mut case = Case::<f32, f32>::new(70, 2, &[5; 6], (24, 20));
         case.sizes.output = Output::RankSum;
         case.check(&wgpu, Way::Sparse);
+    }
+}
+
+/// Between recording and submission: an adapter goes, or goes and another takes its slot.
+#[test]
+fn slots_that_change_are_skipped() {
+    for wgpu in devices() {
+        for (way, tokens) in [(Way::Sparse, 66), (Way::Few, 7), (Way::Dense, 66)] {
+            let case = Case::<f32, f32>::new(tokens, 2, &RANKS, (24, 20));
+            let mut without = Case::<f32, f32>::new(tokens, 2, &RANKS, (24, 20));
+            without.ids.iter_mut().filter(|id| **id == 3).for_each(|id| *id = -1);
+            let other = Lora::new(24, 20, 7, 3.0, &vec![1f32; 7 * 24], &vec![1f32; 7 * 20]).unwrap();
+            for replaced in [false, true] {
+                let y = case.run(&wgpu, way, |pool| {
+                    pool.evict(3).unwrap();
+                    if replaced {
+                        pool.put(3, &other).unwrap();
+                    }
+                });
+                close(&y, &without.expected(), &format!("{way:?}"));
+                assert_eq!(wgpu.take_status().unwrap(), Status::STALE_SLOT, "{way:?}");
+            }
+        }
+    }
+}
+
+/// What another token's expert makes of it never reaches a token, and a weight that is no number counts for nothing.
+#[test]
+fn nothing_leaks() {
+    for wgpu in devices() {
+        for (way, tokens) in [(Way::Sparse, 66), (Way::Few, 7), (Way::Dense, 66)] {
+            let mut case = Case::<f32, f32>::new(tokens, 2, &RANKS, (24, 20));
+            let mut expected = case.expected();
+            // Token 5's h overflows for expert 4 alone; token 2's second weight is none.
+            case.loras[4].0.iter_mut().for_each(|a| *a = 3e38);
+            case.ids[..].iter_mut().filter(|id| **id == 4).for_each(|id| *id = 1);
+            case.ids[10] = 4;
+            case.weights[5] = f32::NAN;
+            let y = case.run(&wgpu, way, |_| ());
+            assert_eq!(wgpu.take_status().unwrap(), Status::WEIGHT_NOT_FINITE, "{way:?}");
+            (case.weights[5], case.ids[5], case.ids[10]) = (0.0, -1, -1);
+            expected.copy_from_slice(&case.expected());
+            let row = case.sizes.y_stride;
+            assert!(y[5 * row..5 * row + 20].iter().all(|v| !v.is_finite()), "{way:?}: the case overflows");
+            close(&y[..5 * row], &expected[..5 * row], &format!("{way:?}"));
+            close(&y[6 * row..], &expected[6 * row..], &format!("{way:?}"));
+        }
+    }
+}
+
+/// A token's bits do not depend on its batch.
+#[test]
+fn bits_are_a_tokens_own() {
+    for wgpu in devices() {
+        for (way, tokens) in [(Way::Sparse, 130), (Way::Few, 16), (Way::Dense, 130)] {
+            let mut all = Case::<f32, f32>::new(tokens, 3, &RANKS, (70, 67));
+            // Not exact: the order of the sums shows.
+            all.x.iter_mut().enumerate().for_each(|(i, x)| *x += (i as f32 * 0.37).sin());
+            let y = all.run(&wgpu, way, |_| ());
+            let (x_row, y_row) = (all.sizes.x_stride, all.sizes.y_stride);
+            for t in [0, 7, tokens - 1] {
+                let mut one = Case::<f32, f32>::new(1, 3, &RANKS, (70, 67));
+                one.x.copy_from_slice(&all.x[t * x_row..(t + 1) * x_row]);
+                one.ids.copy_from_slice(&all.ids[t * 3..t * 3 + 3]);
+                one.weights.copy_from_slice(&all.weights[t * 3..t * 3 + 3]);
+                // The same shrink in both: its own forms are not what is asked here.
+                let alone = one.run(&wgpu.batch_invariant(true), way, |_| ());
+                let all = all.run(&wgpu.batch_invariant(true), way, |_| ());
+                let bits = |y: &[f32]| y.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&alone), bits(&all[t * y_row..(t + 1) * y_row]), "{way:?}, token {t}");
+            }
+            assert!(y.iter().all(|v| v.is_finite()));
+            assert!(wgpu.take_status().unwrap().is_ok());
+        }
+    }
+}
+
+/// WebGPU's default limits: eight bindings, one less than the sparse form with a bias takes otherwise.
+#[test]
+fn few_bindings_suffice() {
+    for adapter in Wgpu::adapters() {
+        let Ok(wgpu) = Wgpu::open_with(&adapter, wgpu::Limits::default()) else { continue };
+        assert_eq!(wgpu.limits().max_storage_buffers_per_shader_stage, 8);
+        for (way, tokens) in [(Way::Sparse, 66), (Way::Few, 7), (Way::Dense, 66)] {
+            let bias = Some(values(50, 20));
+            Case { bias, ..Case::<f32, f32>::new(tokens, 2, &RANKS, (24, 20)) }.check(&wgpu, way);
+        }
+    }
+}
+
+/// The gate's own routing is the room's, to the bit.
+#[test]
+fn the_gate_routes_as_route_does() {
+    const EXPERTS: usize = 13;
+    for wgpu in devices() {
+        let case = Case::<f32, f32>::new(70, 3, &[2; EXPERTS], (37, 20));
+        let (pool, sizes) = (case.pool(&wgpu), case.sizes);
+        let x: Vec<f32> = (0..case.x.len()).map(|i| (i as f32 * 0.71).sin()).collect();
+        let weight: Vec<f32> = (0..EXPERTS * 37).map(|i| (i as f32 * 0.13).cos()).collect();
+        let bias: Vec<f32> = (0..EXPERTS).map(|e| e as f32 / 16.0).collect();
+        let linear = LinearRouter::new(EXPERTS, 37, &weight, Some(&bias)).unwrap();
+        let router = WgpuRouter::new(&wgpu, linear).unwrap();
+        let (x, routes) = (wgpu.upload(&x).unwrap(), sizes.routes());
+        for weighting in Weighting::ALL {
+            let run = |gate: bool| {
+                let (ids, weights) = (
+                    wgpu.upload(&vec![9i32; routes]).unwrap(),
+                    wgpu.upload(&vec![f32::NAN; routes]).unwrap(),
+                );
+                let z = wgpu.upload(&vec![f32::NAN; 70 * 26]).unwrap();
+                let (ids_view, weights_view) =
+                    (View::new(&ids, 0, routes).unwrap(), View::new(&weights, 0, routes).unwrap());
+                let (x, mut encoder) = (View::<f32>::whole(&x), wgpu.encoder());
+                if gate {
+                    let sizes = fused::Sizes { h_stride: 26, ..sizes };
+                    let (router, z) = (Some((&router, weighting)), View::<f32>::whole(&z));
+                    wgpu.fused_gate(&mut encoder, &sizes, &pool, router, x, ids_view, weights_view, z)
+                        .unwrap();
+                } else {
+                    let route = route::Sizes {
+                        tokens: 70,
+                        in_features: 37,
+                        x_stride: sizes.x_stride,
+                        experts: EXPERTS,
+                        top_k: 3,
+                        weighting,
+                    };
+                    wgpu.route(&mut encoder, &route, &router, x, ids_view, weights_view).unwrap();
+                }
+                wgpu.queue().submit([encoder.finish()]);
+                let weights: Vec<u32> = wgpu.download(&weights, routes).unwrap();
+                (wgpu.download::<i32>(&ids, routes).unwrap(), weights)
+            };
+            assert_eq!(run(true), run(false), "{weighting:?}");
+        }
     }
 }

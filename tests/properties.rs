@@ -2,8 +2,10 @@
 
 use molora::element::ElementType;
 use molora::ops::fused::Form;
+use molora::ops::grouped::Rows;
 use molora::ops::route::Weighting;
 use molora::ops::{Output, plan};
+use molora_check::case::Group;
 use molora_check::{Case, Op, Outcome, Routing, Subject, check, subjects};
 use proptest::prelude::*;
 use std::sync::LazyLock;
@@ -34,7 +36,7 @@ fn cases(op: Op) -> impl Strategy<Value = Case> {
                 Op::Expand => case.out_features = o,
                 _ => (case.in_features, case.out_features) = (i, o),
             }
-            if matches!(op, Op::Shrink | Op::Expand | Op::Delta | Op::Layer | Op::Fused) {
+            if matches!(op, Op::Shrink | Op::Expand | Op::Delta | Op::Layer | Op::Fused | Op::Grouped) {
                 (case.top_k, case.experts, case.ranks) = (top_k, experts, ranks);
             } else {
                 case.adapters = case.x;
@@ -47,6 +49,9 @@ fn cases(op: Op) -> impl Strategy<Value = Case> {
             }
             case.accumulate |= flags[0] && op == Op::Expand;
             case.bias = flags[1] && matches!(op, Op::Route | Op::Base | Op::Layer | Op::Fused);
+            if op == Op::Grouped {
+                grouped(&mut case, (weighting, output), flags[0]);
+            }
             if op == Op::Fused {
                 fused(&mut case, (weighting, output), flags[0]);
             }
@@ -70,6 +75,15 @@ fn fused(case: &mut Case, (form, slices): (usize, usize), packed: bool) {
         case.slices = 2 + slices;
     } else if packed && form == Form::Sparse {
         case.output = Output::RankSum;
+    }
+}
+
+/// Base experts, adapters and rows, in the same way.
+fn grouped(case: &mut Case, (rows, adapters): (usize, usize), x_per_route: bool) {
+    case.group = Group { experts: case.experts, rows: Rows::ALL[rows], x_per_route };
+    case.experts = adapters;
+    if case.group.rows == Rows::Gated {
+        case.out_features = case.out_features.next_multiple_of(2);
     }
 }
 
@@ -119,6 +133,11 @@ fn random_deltas() {
 #[test]
 fn random_fused() {
     all_right(Op::Fused, 300);
+}
+
+#[test]
+fn random_grouped() {
+    all_right(Op::Grouped, 200);
 }
 
 #[test]

@@ -6,7 +6,7 @@ pub mod cuda;
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, check_packed, tile_constants};
+use super::{Grid, NOTHING_BEHIND, check_packed, tile_constants};
 use super::{check_len, check_rows};
 use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
@@ -94,7 +94,7 @@ impl Cpu {
         let Sizes { tokens, in_features, x_stride, y_stride, .. } = *sizes;
         let x = Tiles::new(self, [tokens], in_features, |t| &x[t * x_stride..][..in_features]);
         let out = Out { stride: y_stride, bias, y: SharedMut::new(y) };
-        self.products(weight, &x, &out, |_, _| ());
+        self.products(weight, &x, &out, None, |_, _| ());
         Ok(())
     }
 }
@@ -132,7 +132,7 @@ impl Wgpu {
         let launch = Launch {
             op: OP,
             entry: if form == Form::Few { "base_few" } else { "base_many" },
-            body: &[biased, rows, tile, include_str!("../../shaders/base.wgsl")],
+            body: &[biased, NOTHING_BEHIND, rows, tile, include_str!("../../shaders/base.wgsl")],
             constants: &tile_constants(if form == Form::Few { 16 } else { columns }, true),
             params: &[
                 ("tokens", word(OP, "tokens", sizes.tokens)?),

@@ -12,7 +12,7 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, check_packed};
-use crate::device::cpu::{Cpu, Pool, Terms};
+use crate::device::cpu::{B_COLUMNS, Cpu, Pool, Terms};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
 use crate::element::{Element, ElementType};
@@ -178,14 +178,15 @@ impl Cpu {
                 list.extend(h.iter().zip(slot.row..).map(|(&h, row)| (weight * slot.scaling * h, row)));
             }
             if !(list.is_empty() && sizes.accumulate) {
-                let terms =
-                    Terms { list, rows: pool.b_rows::<B>(), stride: pool.slots().slice_width(), column };
                 sums.clear();
                 sums.resize(part.len(), 0.0);
                 if sizes.accumulate {
                     self.widen(part, sums);
                 }
-                self.add_terms(terms, sums);
+                for (columns, rows) in pool.b_panels::<B>(column..column + part.len()) {
+                    let terms = Terms { list, rows, stride: B_COLUMNS, column: columns.start % B_COLUMNS };
+                    self.add_terms(terms, &mut sums[columns.start - column..columns.end - column]);
+                }
                 self.store_row(sums, None, part);
             }
         });

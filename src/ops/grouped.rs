@@ -22,6 +22,8 @@
 //! live and hold nothing.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use super::{Expert, check_len, check_rows};
 use crate::element::Element;

@@ -169,6 +169,10 @@ pub(crate) fn tile_constants(columns: usize, wide: bool) -> [(&'static str, u32)
     [("TILE_M", crate::device::wgpu::TILE_ROWS as u32), ("TILE_N", columns as u32), ("WIDE", u32::from(wide))]
 }
 
+/// What a kernel of `tile.wgsl` adds behind the inner dimension where it adds nothing.
+#[cfg(feature = "wgpu")]
+pub(crate) const NOTHING_BEHIND: &str = "fn behind(thread: u32, s: ptr<function, Sums>) {}\n";
+
 /// A size as a kernel reads it.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn word(op: &'static str, argument: &str, value: usize) -> Result<u32> {

@@ -13,7 +13,7 @@ pub use cuda::CudaRouter;
 use super::word;
 use super::{check_equal, check_len, check_routes, check_rows};
 use crate::adapter::LinearRouter;
-use crate::device::cpu::{Cpu, SharedMut};
+use crate::device::cpu::{Cpu, Matrix, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Access, Binding, Launch, View, Wgpu};
 use crate::element::Element;
@@ -190,7 +190,7 @@ impl Cpu {
             self.dot_rows(
                 (count, experts),
                 |t| &x[(first + t) * x_stride..][..in_features],
-                |e| &router.weight()[e * in_features..][..in_features],
+                Matrix::row_major(router.weight(), in_features),
                 (&mut scores, experts),
                 |_, e, z| z + router.bias().map_or(0.0, |b| b[e]),
             );
@@ -219,17 +219,22 @@ impl Cpu {
 #[derive(Debug)]
 pub struct WgpuRouter {
     router: LinearRouter,
-    weight: wgpu::Buffer,
-    bias: wgpu::Buffer,
+    /// The weight, then the bias.
+    buffer: wgpu::Buffer,
 }
 
 #[cfg(feature = "wgpu")]
 impl WgpuRouter {
     /// Uploads the parameters.
     pub fn new(wgpu: &Wgpu, router: LinearRouter) -> Result<Self> {
-        let weight = wgpu.upload(router.weight())?;
-        let bias = wgpu.upload(router.bias().unwrap_or(&vec![0.0; router.experts()]))?;
-        Ok(Self { router, weight, bias })
+        let bias = router.bias().map_or(vec![0.0; router.experts()], <[f32]>::to_vec);
+        let buffer = wgpu.upload(&[router.weight(), &bias].concat())?;
+        Ok(Self { router, buffer })
+    }
+
+    /// Weight and bias in one.
+    pub(crate) fn all(&self) -> Result<View<'_, f32>> {
+        View::new(&self.buffer, 0, self.router.weight().len() + self.router.experts())
     }
 
     /// The parameters in host memory.
@@ -255,13 +260,16 @@ impl Wgpu {
         if sizes.top_k > MAX_TOP_K {
             return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on WebGPU"), sizes.top_k));
         }
-        let (weight, bias) = (View::<f32>::whole(&router.weight), View::<f32>::whole(&router.bias));
+        let len = router.router.weight().len();
+        let weight = View::<f32>::new(&router.buffer, 0, len)?;
+        let bias = View::<f32>::new(&router.buffer, len, sizes.experts)?;
         let launch = Launch {
             op: OP,
             entry: "route",
             body: &[
                 "fn bias_of(e: u32) -> f32 { return bias_at(e); }\n",
                 include_str!("../../shaders/rows.wgsl"),
+                include_str!("../../shaders/route_token.wgsl"),
                 include_str!("../../shaders/route.wgsl"),
             ],
             constants: &[

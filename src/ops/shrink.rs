@@ -11,7 +11,7 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, check_packed, tile_constants};
+use super::{Grid, NOTHING_BEHIND, check_packed, tile_constants};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
@@ -217,10 +217,12 @@ impl Cpu {
             let (e, n0, r0, ranks) = tiles[tile];
             let routes = &plan.routes_of(e)[n0..];
             let routes = &routes[..routes.len().min(DOT_ROWS)];
+            let first = slots[e].row as usize;
             self.dot_tile::<X, A>(
-                (routes.len(), ranks.min(slots[e].rank as usize - r0)),
+                routes.len(),
                 |m| &x[routes[m] as usize / sizes.top_k * sizes.x_stride..][..sizes.in_features],
-                |r| pool.a_row(&slots[e], r0 + r),
+                pool.a_matrix(),
+                first + r0..first + (r0 + ranks).min(slots[e].rank as usize),
                 // SAFETY: every (route, rank) is one product of one task.
                 |m, r, v| unsafe { place.part(routes[m] as usize * sizes.h_stride + r0 + r, 1)[0] = v },
             );
@@ -304,6 +306,7 @@ impl Wgpu {
             op: OP,
             entry: if grid.form == Form::Few { "shrink_few" } else { "shrink_many" },
             body: &[
+                NOTHING_BEHIND,
                 include_str!("../../shaders/rows.wgsl"),
                 include_str!("../../shaders/tile.wgsl"),
                 include_str!("../../shaders/shrink.wgsl"),

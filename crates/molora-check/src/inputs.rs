@@ -83,11 +83,7 @@ impl Inputs {
             _ => Vec::new(),
         };
         let frozen = case.op.has_base();
-        let (rows, columns) = match case.op {
-            Op::Grouped => (case.group.experts * case.out_features, case.in_features),
-            _ if frozen => (case.out_features, case.in_features),
-            _ => (0, 0),
-        };
+        let (rows, columns) = weight_shape(case);
         let (mut values, scale) = (rng("weight"), 1.0 / (columns.max(1) as f32).sqrt());
         let weight = Tensor::input(case.x, (rows, columns, columns), |_, _| values.value(scale));
         let mut values = rng("bias");
@@ -103,6 +99,11 @@ impl Inputs {
         let h = h(case, &topk_ids, &mut rng("h"));
         let router = router(case, &mut rng("router"));
         Self { case: case.clone(), x, topk_ids, lora_ids, topk_weights, experts, h, weight, bias, router, y }
+    }
+
+    /// Rows and columns of the weight.
+    pub fn weight_shape(&self) -> (usize, usize) {
+        weight_shape(&self.case)
     }
 
     /// Elements from one row of h to the next.
@@ -188,6 +189,14 @@ impl Inputs {
             ElementType::F16 => lora!(f16, f16::from_f32),
             ElementType::Bf16 => lora!(bf16, bf16::from_f32),
         }
+    }
+}
+
+fn weight_shape(case: &Case) -> (usize, usize) {
+    match case.op {
+        Op::Grouped => (case.group.experts * case.out_features, case.in_features),
+        op if op.has_base() => (case.out_features, case.in_features),
+        _ => (0, 0),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The experts' part of a product: for every row the rows of B that it takes, with their factors, slice by slice.
 
 use super::kernels::terms::Terms;
+use super::pool::B_COLUMNS;
 use super::{Cpu, Pool, Sums};
 use crate::adapter::slots::Slots;
 use crate::element::{Element, ElementType};
@@ -52,16 +53,17 @@ impl Extension {
     }
 
     fn add_rows<B: Element>(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums, origin: usize) {
-        let (rows, stride) = (pool.b_rows::<B>(), pool.slots().slice_width());
         let (all, mut first) = (sums.columns.clone(), origin);
         for (slice, &width) in pool.slots().slices().iter().enumerate() {
-            let columns = all.start.max(first)..all.end.min(first + width);
-            if !columns.is_empty() {
+            let columns =
+                all.start.clamp(first, first + width) - first..all.end.clamp(first, first + width) - first;
+            // What the pool has of a panel's columns stays in the first-level cache from row to row.
+            for (columns, rows) in pool.b_panels::<B>(columns) {
                 for row in sums.rows.clone() {
                     let at = slice * self.rows + row;
                     let list = &self.list[self.starts[at]..self.starts[at + 1]];
-                    let terms = Terms { list, rows, stride, column: columns.start - first };
-                    cpu.add_terms(terms, sums.part(row, &columns));
+                    let terms = Terms { list, rows, stride: B_COLUMNS, column: columns.start % B_COLUMNS };
+                    cpu.add_terms(terms, sums.part(row, &(first + columns.start..first + columns.end)));
                 }
             }
             first += width;

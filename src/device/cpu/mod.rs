@@ -10,8 +10,10 @@ mod simd;
 mod weight;
 
 pub(crate) use extension::Extension;
+pub(crate) use kernels::dot::Matrix;
 pub(crate) use kernels::terms::Terms;
 pub(crate) use memory::Lines;
+pub(crate) use pool::B_COLUMNS;
 pub use pool::Pool;
 pub(crate) use product::{Out, Part, Sums, TASKS_A_THREAD, with_scratch};
 pub(crate) use rows::Tiles;
@@ -21,6 +23,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use simd::Level;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The CPU as a device. Cheap to clone.
@@ -75,7 +78,8 @@ impl Cpu {
         }
     }
 
-    /// `out[m * stride + n] = finish(m, n, <x_m, w_n>)` for all rows m of x and n of w, in tiles over all threads.
+    /// `out[m * stride + n] = finish(m, n, <x_m, w_n>)` for all rows m of x and the first `w_rows` n of w, in tiles over all
+    /// threads.
     ///
     /// Every product is one chain of fused multiply-adds per lane and one fixed sum of the lanes, whatever the
     /// tile and the other rows: batch-invariant. All rows have one length.
@@ -83,7 +87,7 @@ impl Cpu {
         &self,
         (x_rows, w_rows): (usize, usize),
         x: impl Fn(usize) -> &'a [X] + Sync,
-        w: impl Fn(usize) -> &'a [W] + Sync,
+        w: Matrix<'a, W>,
         (out, stride): (&mut [T], usize),
         finish: impl Fn(usize, usize, f32) -> T + Sync,
     ) {
@@ -93,31 +97,31 @@ impl Cpu {
         let w_tiles = w_rows.div_ceil(w_tile);
         self.each(x_rows.div_ceil(x_tile) * w_tiles, |task| {
             let (x0, w0) = (task / w_tiles * x_tile, task % w_tiles * w_tile);
-            let rows = (x_tile.min(x_rows - x0), w_tile.min(w_rows - w0));
+            let (rows, columns) = (x_tile.min(x_rows - x0), w0..w_rows.min(w0 + w_tile));
             let write = |m, n, v| {
                 // SAFETY: `stride >= w_rows` by the operations' checks, so every product has its own place.
                 unsafe { place.part((x0 + m) * stride + w0 + n, 1)[0] = finish(x0 + m, w0 + n, v) };
             };
-            self.dot_tile(rows, |m| x(x0 + m), |n| w(w0 + n), write);
+            self.dot_tile(rows, |m| x(x0 + m), w, columns, write);
         });
     }
 
     /// One tile of [`Self::dot_rows`] on this thread: at most [`DOT_ROWS`] rows of each.
     pub(crate) fn dot_tile<'a, X: Element, W: Element>(
         &self,
-        (x_rows, w_rows): (usize, usize),
+        x_rows: usize,
         x: impl Fn(usize) -> &'a [X],
-        w: impl Fn(usize) -> &'a [W],
+        w: Matrix<W>,
+        w_rows: Range<usize>,
         out: impl Fn(usize, usize, f32),
     ) {
-        let (mut xs, mut ws) = ([[].as_slice(); DOT_ROWS], [[].as_slice(); DOT_ROWS]);
+        let mut xs = [[].as_slice(); DOT_ROWS];
         (0..x_rows).for_each(|m| xs[m] = x(m));
-        (0..w_rows).for_each(|n| ws[n] = w(n));
-        let mut products = [0f32; DOT_ROWS * DOT_ROWS];
-        kernels::dot::dot_rows(self.level, &xs[..x_rows], &ws[..w_rows], &mut products);
+        let (columns, mut products) = (w_rows.len(), [0f32; DOT_ROWS * DOT_ROWS]);
+        kernels::dot::dot_rows(self.level, &xs[..x_rows], w, w_rows, &mut products);
         for m in 0..x_rows {
-            for n in 0..w_rows {
-                out(m, n, products[m * w_rows + n]);
+            for n in 0..columns {
+                out(m, n, products[m * columns + n]);
             }
         }
     }

@@ -1,19 +1,27 @@
-//! The CPU's pool: A as PEFT stores it, B transposed, one row per rank.
+//! The CPU's pool: A, and B transposed, one row per rank, both in panels of columns: what a task takes of an adapter lies
+//! together, and rows do not fall onto the same places of a cache.
 
+use super::kernels::dot::{INNER, Matrix};
 use super::memory::Lines;
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Put, Slot, Slots, pack},
+    slots::{PoolSizes, Put, Slots, pack},
 };
 use crate::element::{Element, ElementType};
 use crate::error::Result;
 use half::{bf16, f16};
+use std::ops::Range;
+
+/// Columns of a panel of B.
+pub(crate) const B_COLUMNS: usize = 64;
 
 /// Adapters of one linear layer in host memory.
 #[derive(Debug)]
 pub struct Pool {
     slots: Slots,
+    /// `[blocks, rank_capacity, INNER]`; one block of whole rows where they are shorter.
     a: Words,
+    /// `[panels, rank_capacity, B_COLUMNS]`.
     b: Words,
 }
 
@@ -42,8 +50,12 @@ impl Pool {
     /// An empty pool whose output is made of slices of these widths: q, k and v, or gate and up.
     pub fn packed(sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         let slots = Slots::packed(sizes, slices)?;
-        let a = Words::zeroed(sizes.rank_capacity * sizes.in_features, sizes.element);
-        let b = Words::zeroed(sizes.rank_capacity * slots.slice_width(), sizes.element);
+        let a = Words::zeroed(
+            sizes.rank_capacity * sizes.in_features.next_multiple_of(a_block(&sizes)),
+            sizes.element,
+        );
+        let width = slots.slice_width().next_multiple_of(B_COLUMNS);
+        let b = Words::zeroed(sizes.rank_capacity * width, sizes.element);
         Ok(Self { slots, a, b })
     }
 
@@ -93,24 +105,63 @@ impl Pool {
     fn write<E: Element>(&mut self, (at, loras): Put) {
         let (a_stride, b_stride) = (self.slots.sizes().in_features, self.slots.slice_width());
         let (a, b) = pack::<E>(&loras, a_stride, b_stride);
-        let row = at.row as usize;
-        self.a.all_mut::<E>()[row * a_stride..][..a.len()].copy_from_slice(&a);
-        self.b.all_mut::<E>()[row * b_stride..][..b.len()].copy_from_slice(&b);
+        let (row, rows) = (at.row as usize, self.slots.sizes().rank_capacity);
+        put_panels::<E>(self.a.all_mut(), a_block(self.slots.sizes()), (row, rows), a.chunks(a_stride));
+        put_panels::<E>(self.b.all_mut(), B_COLUMNS, (row, rows), b.chunks(b_stride));
     }
 
-    /// Row r of a slot's A, `[in_features]`.
-    pub(crate) fn a_row<E: Element>(&self, slot: &Slot, r: usize) -> &[E] {
-        let (row, width) = (slot.row as usize + r, self.slots.sizes().in_features);
-        &self.a.all::<E>()[row * width..][..width]
+    /// Bytes of B that columns of an output take, all adapters'; nothing of a packed pool, whose panels follow slices.
+    pub(crate) fn ahead(&self, columns: Range<usize>) -> Vec<&[u8]> {
+        if self.slots.is_packed() {
+            return Vec::new();
+        }
+        let columns = columns.start..columns.end.min(self.slots.sizes().out_features);
+        let (used, element) = (self.slots.used_rows() * B_COLUMNS, self.slots.sizes().element);
+        match element {
+            ElementType::F32 => {
+                self.b_panels::<f32>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect()
+            }
+            _ => self.b_panels::<f16>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect(),
+        }
     }
 
-    /// Every row of A, `[rank_capacity, in_features]`.
-    pub(crate) fn a_rows<E: Element>(&self) -> &[E] {
-        &self.a.all::<E>()[..self.slots.sizes().rank_capacity * self.slots.sizes().in_features]
+    /// Every row of A.
+    pub(crate) fn a_matrix<E: Element>(&self) -> Matrix<'_, E> {
+        let row = a_block(self.slots.sizes());
+        Matrix { data: self.a.all(), row, block: self.slots.sizes().rank_capacity * row }
     }
 
-    /// Every row of B transposed, `[rank_capacity, slice_width]`.
-    pub(crate) fn b_rows<E: Element>(&self) -> &[E] {
-        &self.b.all::<E>()[..self.slots.sizes().rank_capacity * self.slots.slice_width()]
+    /// Columns of B transposed, as wide as the widest slice of the output, panel by panel: which of them, and the panel,
+    /// `[rank_capacity, B_COLUMNS]`, that starts at a multiple of [`B_COLUMNS`].
+    pub(crate) fn b_panels<E: Element>(
+        &self,
+        columns: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &[E])> {
+        let (len, empty) = (self.slots.sizes().rank_capacity * B_COLUMNS, columns.is_empty());
+        let panels = columns.start / B_COLUMNS..columns.end.div_ceil(B_COLUMNS);
+        panels.filter(move |_| !empty).map(move |panel| {
+            let first = panel * B_COLUMNS;
+            let own = columns.start.max(first)..columns.end.min(first + B_COLUMNS);
+            (own, &self.b.all::<E>()[panel * len..][..len])
+        })
+    }
+}
+
+/// Elements of a row of A in one block.
+fn a_block(sizes: &PoolSizes) -> usize {
+    sizes.in_features.min(INNER)
+}
+
+/// Writes rows from `row` on into panels of `width` columns and `rows` rows.
+fn put_panels<'a, E: Element>(
+    panels: &mut [E],
+    width: usize,
+    (row, rows): (usize, usize),
+    from: impl Iterator<Item = &'a [E]>,
+) {
+    for (r, values) in from.enumerate() {
+        for (panel, values) in values.chunks(width).enumerate() {
+            panels[(panel * rows + row + r) * width..][..values.len()].copy_from_slice(values);
+        }
     }
 }

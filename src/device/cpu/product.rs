@@ -10,8 +10,9 @@
 
 use super::kernels::panel::{BLOCK, Block, block};
 use super::memory::Lines;
+use super::pool::B_COLUMNS;
 use super::rows::Tiles;
-use super::{Cpu, SharedMut, Weight};
+use super::{Cpu, Pool, SharedMut, Weight};
 use crate::element::Element;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -73,18 +74,24 @@ pub(crate) struct Out<'a, Y> {
 }
 
 impl Cpu {
-    /// `y = x weight^T (+ bias)` over all threads, rounded once after `then` has added to the sums.
+    /// `y = x weight^T (+ bias)` over all threads, rounded once after `then` has added to the sums; of a pool, `ahead` is
+    /// what `then` will read.
     pub(crate) fn products<X: Element>(
         &self,
         weight: &Weight<X>,
         x: &Tiles,
         out: &Out<X>,
+        ahead: Option<&Pool>,
         then: impl Fn(&Part, &mut Sums) + Sync,
     ) {
         let parts = self.parts(x, 0..x.tiles(), 0..weight.panels(), TASKS_A_THREAD * self.threads());
         self.each(parts.len(), |i| {
             with_scratch(|[scratch, _]| {
-                let mut sums = self.sums(weight, x, &parts[i], scratch);
+                let panel = self.level.columns();
+                let columns = parts[i].panels.start * panel..parts[i].panels.end * panel;
+                // Few rows wait for memory already.
+                let ahead = ahead.filter(|_| x.tiles() > 1).map_or(Vec::new(), |pool| pool.ahead(columns));
+                let mut sums = self.sums(weight, x, &parts[i], &ahead, scratch);
                 then(&parts[i], &mut sums);
                 for row in sums.rows.clone() {
                     let columns = sums.columns.clone();
@@ -127,6 +134,7 @@ impl Cpu {
         weight: &Weight<X>,
         x: &Tiles,
         part: &Part,
+        ahead: &[&[u8]],
         scratch: &'a mut Lines<f32>,
     ) -> Sums<'a> {
         let (columns, rows) = (self.level.columns(), x.rows_of(part.tiles.clone()));
@@ -139,45 +147,36 @@ impl Cpu {
         if x.inner() == 0 {
             c.fill(0.0);
         }
+        // Every step asks for its share of what comes after the product.
+        let count = (part.panels.len() * x.inner().div_ceil(BLOCK)).max(1);
+        let each = ahead.iter().map(|part| part.len()).sum::<usize>().div_ceil(count).next_multiple_of(64);
+        let mut ahead = ahead.iter().flat_map(|part| part.chunks(each.max(64)));
         let mut steps = blocks_of(x.inner()).flat_map(panels).peekable();
         while let Some(step) = steps.next() {
             let (w, (inner, panel)) = (at(&step), step);
             let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
-            let (tiles, add) = (part.tiles.clone(), inner.start > 0);
-            let args = Block { w, w_stride: columns, inner, next, x, tiles, add };
+            let (tiles, add, ahead) = (part.tiles.clone(), inner.start > 0, ahead.next().unwrap_or_default());
+            let args = Block { w, w_stride: columns, inner, next, ahead, x, tiles, add };
             block(self.level, &args, &mut c[(panel - part.panels.start) * columns..], stride);
         }
         let columns = part.panels.start * columns..weight.out_features().min(part.panels.end * columns);
         Sums { rows, columns, c, stride }
     }
 
-    /// Adds `z rows` to sums, where row k of `rows [z.inner(), width]` belongs to column k of z: the inner loop runs on.
-    pub(crate) fn extend<B: Element>(
-        &self,
-        z: &Tiles,
-        rows: &[B],
-        width: usize,
-        part: &Part,
-        sums: &mut Sums,
-    ) {
+    /// Adds `z B` to sums, where column k of z belongs to row k of a pool of one slice: the inner loop runs on.
+    pub(crate) fn extend<B: Element>(&self, z: &Tiles, pool: &Pool, part: &Part, sums: &mut Sums) {
         let columns = self.level.columns();
-        let mut edge = vec![B::zeroed(); 0];
-        for inner in blocks_of(z.inner()) {
-            for panel in part.panels.clone() {
-                let column = panel * columns;
-                let count = columns.min(width - column);
-                let mut w = (&rows[inner.start * width + column..inner.end * width], width);
-                if count < columns {
-                    edge.resize(inner.len() * columns, B::zeroed());
-                    for (to, from) in edge.chunks_mut(columns).zip(w.0.chunks(width)) {
-                        to[..count].copy_from_slice(&from[..count]);
-                    }
-                    w = (&edge, columns);
+        for panel in part.panels.clone() {
+            let (c, column) = (&mut sums.c[(panel - part.panels.start) * columns..], panel * columns);
+            // A panel of B holds whole panels of the weight, zeros behind the last column.
+            for (_, rows) in pool.b_panels::<B>(column..column + 1) {
+                for inner in blocks_of(z.inner()) {
+                    let w = &rows[inner.start * B_COLUMNS + column % B_COLUMNS..];
+                    let (tiles, next) = (part.tiles.clone(), std::ptr::null());
+                    let args =
+                        Block { w, w_stride: B_COLUMNS, inner, next, ahead: &[], x: z, tiles, add: true };
+                    block(self.level, &args, c, sums.stride);
                 }
-                let (inner, tiles) = (inner.clone(), part.tiles.clone());
-                let next = std::ptr::null();
-                let args = Block { w: w.0, w_stride: w.1, inner, next, x: z, tiles, add: true };
-                block(self.level, &args, &mut sums.c[(panel - part.panels.start) * columns..], sums.stride);
             }
         }
     }
@@ -205,7 +204,7 @@ mod tests {
         let x = Tiles::new(cpu, [t], i, |row| &x[row * i..][..i]);
         let mut y = vec![X::from_f32(f32::NAN); t * o];
         let out = Out { stride: o, bias: None, y: SharedMut::new(&mut y) };
-        cpu.products(&weight, &x, &out, |_, _| ());
+        cpu.products(&weight, &x, &out, None, |_, _| ());
         y
     }
 

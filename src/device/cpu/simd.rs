@@ -13,7 +13,7 @@ pub(crate) enum Level {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F.
+    /// AVX-512 F and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -23,7 +23,8 @@ impl Level {
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") {
+            // VL lets the compiler use all 32 registers where halves of them are taken.
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
                 return Self::Avx512;
             }
             if is_x86_feature_detected!("avx2")
@@ -102,8 +103,8 @@ pub(super) trait Simd {
     unsafe fn store_f16(to: *mut u16, v: Self::V);
     /// Rounds to nearest, ties to even.
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
-    /// Sum of the lanes in one fixed order.
-    unsafe fn sum(v: Self::V) -> f32;
+    /// The lanes' sum of each of four registers, in one fixed order.
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
     /// Asks for a cache line that will be read; any address will do.
     unsafe fn prefetch(at: *const u8);
 
@@ -212,8 +213,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
     #[inline(always)]
-    unsafe fn sum(v: Self::V) -> f32 {
-        ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]))
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])))
     }
 }
 

@@ -5,6 +5,7 @@ use super::module::Set;
 use super::params::*;
 use crate::adapter::slots::Slot;
 use crate::device::status::Status;
+use crate::ops::grouped::{Rows, cuda::rows_word};
 use std::collections::BTreeMap;
 
 const HEADER: &str = include_str!("../../../kernels/params.cuh");
@@ -93,8 +94,10 @@ fn structs_lie_alike() {
         ("ExpandParams", size_of::<ExpandParams>()),
         ("BaseParams", size_of::<BaseParams>()),
         ("FewParams", size_of::<FewParams>()),
-        ("GateParams", size_of::<GateParams>()),
         ("ConcatParams", size_of::<ConcatParams>()),
+        ("GroupedParams", size_of::<GroupedParams>()),
+        ("FusedParams", size_of::<FusedParams>()),
+        ("GateParams", size_of::<GateParams>()),
     ] {
         let fields = fields_of_cuda(name);
         assert!(fields.len() >= 11, "{name}: {fields:?}");
@@ -133,6 +136,9 @@ fn constants_are_alike() {
         ("TYPE_F32", type_word(crate::ElementType::F32)),
         ("TYPE_F16", type_word(crate::ElementType::F16)),
         ("TYPE_BF16", type_word(crate::ElementType::Bf16)),
+        ("PLAIN", rows_word(Rows::Plain)),
+        ("GATED", rows_word(Rows::Gated)),
+        ("COMBINED", rows_word(Rows::Combined)),
         ("SUM", output_word(crate::ops::Output::Sum)),
         ("PER_ROUTE", output_word(crate::ops::Output::PerRoute)),
         ("RANK_SUM", output_word(crate::ops::Output::RankSum)),
@@ -188,6 +194,8 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),
         Kernel::FusedGate | Kernel::FusedGateMma => size_of::<GateParams>(),
         Kernel::FusedConcat => size_of::<ConcatParams>(),
+        Kernel::GroupedMany | Kernel::GroupedMma => size_of::<GroupedParams>(),
+        Kernel::FusedSparseMma | Kernel::FusedDenseMma | Kernel::FusedMany => size_of::<FusedParams>(),
     }
 }
 

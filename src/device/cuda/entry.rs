@@ -47,6 +47,16 @@ pub enum Kernel {
     FusedGateMma,
     /// 32 rows of weight and B side by side.
     FusedConcat,
+    /// A tile of the plan and 64 rows of its expert's weight in f32.
+    GroupedMany,
+    /// A tile of the plan and 128 rows of its expert's weight on tensor cores.
+    GroupedMma,
+    /// 128 tokens, 128 columns and the tile's experts on tensor cores.
+    FusedSparseMma,
+    /// The same with all rows of z.
+    FusedDenseMma,
+    /// 64 tokens and 64 columns of either in f32.
+    FusedMany,
 }
 
 /// Which element types are part of a kernel's name.
@@ -63,7 +73,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 25] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -84,6 +94,11 @@ impl Kernel {
         Self::FusedGate,
         Self::FusedGateMma,
         Self::FusedConcat,
+        Self::GroupedMany,
+        Self::GroupedMma,
+        Self::FusedSparseMma,
+        Self::FusedDenseMma,
+        Self::FusedMany,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -109,6 +124,11 @@ impl Kernel {
             Self::FusedGate => ("fused_gate", 256, Named::Nothing),
             Self::FusedGateMma => ("fused_gate_mma", 256, Named::Half),
             Self::FusedConcat => ("fused_concat", 256, Named::Nothing),
+            Self::GroupedMany => ("grouped_many", 256, Named::XAndA),
+            Self::GroupedMma => ("grouped_mma", 128, Named::Half),
+            Self::FusedSparseMma => ("fused_sparse_mma", 256, Named::Half),
+            Self::FusedDenseMma => ("fused_dense_mma", 256, Named::Half),
+            Self::FusedMany => ("fused_many", 256, Named::XAndA),
         }
     }
 

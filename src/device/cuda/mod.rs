@@ -32,6 +32,7 @@ pub use view::{View, ViewMut};
 
 pub(crate) use memory::Memory;
 pub(crate) use plan::{MAX_TOP_K, SHAPE};
+pub(crate) use status::GROUP_COUNTERS;
 pub(crate) use stream::StreamId;
 pub(crate) use view::is_vector;
 

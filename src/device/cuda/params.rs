@@ -168,6 +168,66 @@ pub(crate) struct FewParams {
     pub(crate) slice_ends: [u32; 4],
 }
 
+/// One call of grouped.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct GroupedParams {
+    pub(crate) plan: PlanParams,
+    pub(crate) loras: Address,
+    pub(crate) lora_ids: Address,
+    pub(crate) x: Address,
+    pub(crate) weight: Address,
+    pub(crate) h: Address,
+    pub(crate) b: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) scratch: Address,
+    pub(crate) counters: Address,
+    pub(crate) y: Address,
+    pub(crate) slots: u32,
+    pub(crate) slices: u32,
+    pub(crate) lora_rank: u32,
+    pub(crate) in_features: u32,
+    pub(crate) out_features: u32,
+    pub(crate) width: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) b_stride: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) column_blocks: u32,
+    pub(crate) rows: u32,
+    pub(crate) x_per_route: u32,
+    pub(crate) group_tokens: u32,
+    pub(crate) x_vector: u32,
+    pub(crate) w_vector: u32,
+    pub(crate) h_vector: u32,
+    pub(crate) y_vector: u32,
+    pub(crate) tiles: u32,
+    pub(crate) unused: u32,
+}
+
+/// One call of fused, sparse or dense.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct FusedParams {
+    pub(crate) base: BaseParams,
+    pub(crate) plan: PlanParams,
+    pub(crate) h: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) b: Address,
+    pub(crate) z: Address,
+    pub(crate) b_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) z_stride: u32,
+    pub(crate) z_rows: u32,
+    pub(crate) output: u32,
+    pub(crate) h_vector: u32,
+    pub(crate) z_vector: u32,
+    pub(crate) dense: u32,
+    pub(crate) slices: u32,
+    pub(crate) slice_ends: [u32; 4],
+    pub(crate) unused: [u32; 3],
+}
+
 /// One call of fused_gate.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -227,6 +287,8 @@ impl Params for BaseParams {}
 impl Params for FewParams {}
 impl Params for GateParams {}
 impl Params for ConcatParams {}
+impl Params for GroupedParams {}
+impl Params for FusedParams {}
 
 /// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
 pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {

@@ -78,6 +78,13 @@ impl Plan {
 
     /// Sizes, sections and the pool, as every kernel that reads a plan knows them.
     pub(crate) fn params(&self, op: &'static str, cuda: &Cuda, pool: &Pool) -> Result<PlanParams> {
+        let (max_rank, stamp) = (pool.max_rank() as u32, stamp(pool.slots().id(), &self.sizes));
+        let own = self.own_params(op, cuda)?;
+        Ok(PlanParams { clock: pool.clock(), slots: pool.table(), max_rank, stamp, ..own })
+    }
+
+    /// The same without the pool's memory, for kernels that do not look at its slots.
+    pub(crate) fn own_params(&self, op: &'static str, cuda: &Cuda) -> Result<PlanParams> {
         let (s, l) = (&self.sizes, &self.layout);
         let word = |value: usize| value as u32;
         if l.words > u32::MAX as usize {
@@ -85,8 +92,8 @@ impl Plan {
         }
         Ok(PlanParams {
             words: self.memory.address(),
-            clock: pool.clock(),
-            slots: pool.table(),
+            clock: 0,
+            slots: 0,
             status: cuda.status_address(),
             live_tokens: 0,
             topk_ids: 0,
@@ -96,8 +103,8 @@ impl Plan {
             experts: word(s.experts),
             chunk_routes: word(l.chunk_routes),
             chunks: word(l.chunks),
-            stamp: stamp(pool.slots().id(), s),
-            max_rank: word(pool.max_rank()),
+            stamp: stamp(self.pool, s),
+            max_rank: 0,
             at_ids: word(l.at_ids),
             at_chunks: word(l.at_chunks),
             at_places: word(l.at_places),

@@ -43,16 +43,28 @@ impl Pool {
     pub fn packed(cuda: &Cuda, sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         cuda.check_not_capturing(OP)?;
         let slots = Slots::packed(sizes, slices)?;
-        let bytes =
-            |width: usize| sizes.rank_capacity * width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
-        let (a, b) =
-            (Memory::new(cuda, bytes(sizes.in_features))?, Memory::new(cuda, bytes(slots.slice_width()))?);
-        // The dense form multiplies rows of B that no adapter holds with 0: they must be finite.
-        b.zero(cuda)?;
+        let factor = |width: usize| {
+            let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
+            cuda.bind()?;
+            Memory::zeroed_on(cuda.stream(), (sizes.rank_capacity * stride).max(1))
+                .map_err(|e| cuda.failed("pool", e))
+        };
+        // Zeros: products over all rows multiply those that no adapter holds by 0.
+        let (a, b) = (factor(sizes.in_features)?, factor(slots.slice_width())?);
         let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
         Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0 })
+    }
+
+    /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
+    /// [`grouped`](crate::ops::grouped) products need, is made from it.
+    pub fn markers(cuda: &Cuda, experts: usize) -> Result<Self> {
+        let element = ElementType::F32;
+        let sizes = PoolSizes { in_features: 1, out_features: 1, experts, rank_capacity: experts, element };
+        let (mut pool, marker) = (Self::new(cuda, sizes)?, Lora::new(1, 1, 1, 1.0, &[0f32], &[0f32])?);
+        (0..experts).try_for_each(|slot| pool.put(slot, &marker))?;
+        Ok(pool)
     }
 
     /// Launches are made for ranks up to this, whatever the pool holds: for graphs that are captured before the adapters come.

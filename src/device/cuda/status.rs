@@ -9,7 +9,13 @@ use std::sync::Arc;
 const AT_COUNTERS: usize = 32;
 
 /// Words of the status word's memory: the status, and counters that every launch finds and leaves at zero.
-pub(super) const WORDS: usize = AT_COUNTERS + 32;
+pub(super) const WORDS: usize = AT_GROUPS + GROUP_COUNTERS;
+
+/// The first of those that groups of tokens have.
+const AT_GROUPS: usize = AT_COUNTERS + 32;
+
+/// Counters of grouped products: 32 KiB.
+pub(crate) const GROUP_COUNTERS: usize = 8192;
 
 impl Cuda {
     /// The same device with a status word (and counters) of its own, so that a layer's troubles are told from another's.
@@ -44,5 +50,10 @@ impl Cuda {
     /// Where the counters lie, for kernels; launches that use them are ordered on the stream.
     pub(crate) fn counters_address(&self) -> u64 {
         self.status.address() + AT_COUNTERS as u64 * 4
+    }
+
+    /// Where [`GROUP_COUNTERS`] more of them lie.
+    pub(crate) fn group_counters_address(&self) -> u64 {
+        self.status.address() + AT_GROUPS as u64 * 4
     }
 }

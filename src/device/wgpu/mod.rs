@@ -74,13 +74,18 @@ impl Wgpu {
 
     /// A device of its own on this adapter, with the adapter's limits.
     pub fn open(adapter: &wgpu::Adapter) -> Result<Self> {
+        Self::open_with(adapter, adapter.limits())
+    }
+
+    /// A device of its own on this adapter, with these limits: WebGPU's default ones suffice.
+    pub fn open_with(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let info = adapter.get_info();
         let lost = |reason: String| Error::Device { device: format!("wgpu {}", info.name), reason };
         let features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("molora"),
             required_features: features,
-            required_limits: adapter.limits(),
+            required_limits: limits,
             ..Default::default()
         };
         let (device, queue) =

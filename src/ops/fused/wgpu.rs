@@ -11,6 +11,7 @@ use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::word;
 
+pub use dense::{GATE_EXPERTS, GATE_TOP_K};
 pub use few::FEW_TOKENS;
 
 /// A weight's bias, spelt where there is none.
@@ -24,7 +25,8 @@ impl Wgpu {
         // Software: about what two cores do. Hardware: a middle-sized card; only ratios decide.
         let software = self.info().device_type == wgpu::DeviceType::Cpu;
         let (bandwidth, rate, launch_s) = if software { (5e9, 3e9, 5e-5) } else { (5e11, 5e12, 1e-5) };
-        let _ = problem;
+        // Every block of the pool's rows routes for itself: the dense form is for few of them.
+        let dense_rows = if problem.top_k <= GATE_TOP_K { 512 } else { 0 };
         cost::Limits {
             bandwidth,
             rate,
@@ -34,8 +36,8 @@ impl Wgpu {
             few_tokens: FEW_TOKENS,
             few_launches: 2,
             plan_launches: 3,
-            dense_rows: 0,
-            dense_experts: 0,
+            dense_rows,
+            dense_experts: GATE_EXPERTS,
             sparse: true,
             batch_invariant: self.is_batch_invariant(),
         }

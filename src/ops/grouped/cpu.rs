@@ -115,7 +115,7 @@ impl<X: Element> Call<'_, X> {
     ) -> Sums<'a> {
         let (origin, panel) = (e * self.sizes.out_features, self.cpu.panel_columns());
         let panels = (origin + columns.start) / panel..(origin + columns.end).div_ceil(panel);
-        let mut sums = self.cpu.sums(self.weight, &self.x, &Part { tiles, panels }, scratch);
+        let mut sums = self.cpu.sums(self.weight, &self.x, &Part { tiles, panels }, &[], scratch);
         self.extension.add(self.cpu, self.pool, &mut sums, origin);
         sums
     }

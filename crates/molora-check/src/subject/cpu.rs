@@ -1,6 +1,7 @@
 //! The CPU as a subject.
 
-use super::{PlanArrays, Subject, Timer, no_grouped, refused_form};
+use super::cpu_group::Group;
+use super::{PlanArrays, Subject, Timer, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -122,7 +123,7 @@ impl<'a> Ready<'a> {
     }
 }
 
-fn typed<T: Pod>(tensor: &Tensor) -> &[T] {
+pub(super) fn typed<T: Pod>(tensor: &Tensor) -> &[T] {
     with_rows!(tensor, rows => bytemuck::cast_slice(rows.cells()))
 }
 
@@ -135,14 +136,12 @@ fn base(cpu: &Cpu, inputs: &Inputs, weight: &dyn Any, y: &mut Tensor) -> Result<
 }
 
 /// The case's weight as an engine packs it when it loads a model: outside of every timed call.
-fn pack(cpu: &Cpu, inputs: &Inputs) -> Result<Box<dyn Any>> {
-    let sizes = inputs.base_sizes();
-    with_rows!(&inputs.weight, rows => {
-        Ok(Box::new(cpu.pack(sizes.out_features, sizes.in_features, rows.cells())?))
-    })
+pub(super) fn pack(cpu: &Cpu, inputs: &Inputs) -> Result<Box<dyn Any>> {
+    let (rows, columns) = inputs.weight_shape();
+    with_rows!(&inputs.weight, weight => Ok(Box::new(cpu.pack(rows, columns, weight.cells())?)))
 }
 
-fn packed<X: Element>(weight: &dyn Any) -> &Weight<X> {
+pub(super) fn packed<X: Element>(weight: &dyn Any) -> &Weight<X> {
     weight.downcast_ref().expect("x's elements")
 }
 
@@ -217,8 +216,8 @@ impl Subject for CpuSubject {
         self.ready(inputs)?.layer(true, y)
     }
 
-    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
-        Err(no_grouped(self))
+    fn grouped(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        Group::new(&self.cpu, inputs)?.run(y)
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
@@ -248,7 +247,10 @@ impl Subject for CpuSubject {
                 let ready = self.ready(inputs)?;
                 timed(move || ready.expand(&mut y))
             }
-            Op::Grouped => return Err(no_grouped(self)),
+            Op::Grouped => {
+                let mut group = Group::new(cpu, inputs)?;
+                timed(move || group.run(&mut y))
+            }
             Op::Delta | Op::Layer | Op::Fused => {
                 let mut ready = self.ready(inputs)?;
                 timed(move || ready.layer(case.op != Op::Delta, &mut y))

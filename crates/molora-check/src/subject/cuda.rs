@@ -1,7 +1,8 @@
 //! A CUDA device as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
+use super::cuda_group::Group;
+use super::{Found, PlanArrays, Subject, Timer, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -34,7 +35,7 @@ pub(super) fn find(found: &mut Found) {
 }
 
 /// Host rows and the same in device memory, guards included.
-struct Held<T> {
+pub(super) struct Held<T> {
     rows: Guarded<T>,
     slice: CudaSlice<T>,
 }
@@ -44,15 +45,15 @@ impl<T: Pod + DeviceRepr> Held<T> {
         Ok(Self { slice: cuda.upload(&rows.all)?, rows })
     }
 
-    fn list(cuda: &Cuda, values: &[T]) -> Result<Self> {
+    pub(super) fn list(cuda: &Cuda, values: &[T]) -> Result<Self> {
         Self::new(cuda, Guarded::output((1, values.len(), values.len()), |_, i| values[i]))
     }
 
-    fn view<'a>(&'a self, cuda: &'a Cuda) -> Result<View<'a, T>> {
+    pub(super) fn view<'a>(&'a self, cuda: &'a Cuda) -> Result<View<'a, T>> {
         View::new(cuda, self.slice.slice(self.rows.first..self.rows.first + self.rows.len()))
     }
 
-    fn view_mut<'a>(&'a mut self, cuda: &'a Cuda) -> Result<ViewMut<'a, T>> {
+    pub(super) fn view_mut<'a>(&'a mut self, cuda: &'a Cuda) -> Result<ViewMut<'a, T>> {
         ViewMut::new(cuda, self.slice.slice_mut(self.rows.first..self.rows.first + self.rows.len()))
     }
 
@@ -63,11 +64,11 @@ impl<T: Pod + DeviceRepr> Held<T> {
 }
 
 /// x, weight, bias and y in one element type.
-struct Tensors<X> {
-    x: Held<X>,
-    weight: Held<X>,
+pub(super) struct Tensors<X> {
+    pub(super) x: Held<X>,
+    pub(super) weight: Held<X>,
     bias: Option<Held<X>>,
-    y: Held<X>,
+    pub(super) y: Held<X>,
 }
 
 impl<X: Element> Tensors<X> {
@@ -98,6 +99,7 @@ struct Ready<'a, X> {
     scratch: Held<f32>,
     tensors: Tensors<X>,
     router: Option<CudaRouter>,
+    group: Option<Group>,
 }
 
 /// The case's adapters; for a plan the smallest there are, since it reads only whether a slot holds one.
@@ -130,7 +132,7 @@ impl<'a, X: Element> Ready<'a, X> {
         let (ids, weights) = (Held::list(cuda, &ids)?, Held::list(cuda, &weights)?);
         let h = if case.op == Op::Expand { inputs.h.clone() } else { inputs.empty_h() };
         // The plan is a step of its own: the timers of shrink and expand leave it out.
-        let no_plan = matches!(case.op, Op::Route | Op::Base);
+        let no_plan = matches!(case.op, Op::Route | Op::Base | Op::Grouped);
         let tokens = if no_plan { 0 } else { case.tokens };
         let plan_sizes = plan::Sizes { tokens, ..inputs.plan_sizes() };
         let first = ids.rows.first;
@@ -139,6 +141,8 @@ impl<'a, X: Element> Ready<'a, X> {
         drop(plan_ids);
         let rank_sum = if case.op == Op::Shrink { case.output } else { Output::Sum };
         let scratch = shrink::cuda::scratch_len(rank_sum, case.routes(), pool.max_rank());
+        let grouped = case.op == Op::Grouped;
+        let group = grouped.then(|| Group::new(cuda, inputs, &pool, &ids)).transpose()?;
         let layer = MoeLora::<Cuda>::new(cuda, pool, Router::External { top_k: case.top_k })?;
         let layer = layer.with_output(case.output).with_form(case.form);
         let router =
@@ -154,12 +158,17 @@ impl<'a, X: Element> Ready<'a, X> {
             layer,
             plan,
             router,
+            group,
         })
     }
 
     /// Enqueues the case's operation.
     fn enqueue(&mut self, cuda: &Cuda) -> Result<()> {
         let (inputs, pool) = (self.inputs, self.layer.pool());
+        if let Some(group) = &mut self.group {
+            let (routing, h) = ((&self.ids, &self.weights), &mut self.h);
+            return group.enqueue((cuda, inputs, pool), routing, h, &mut self.tensors);
+        }
         let Tensors { x, weight, bias, y } = &mut self.tensors;
         let (x, mut y) = (x.view(cuda)?, y.view_mut(cuda)?);
         match inputs.case.op {
@@ -168,7 +177,7 @@ impl<'a, X: Element> Ready<'a, X> {
                 let (mut ids, mut weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
                 cuda.route(&inputs.route_sizes(), router, &x, None, &mut ids, &mut weights)
             }
-            Op::Grouped => unreachable!("refused before"),
+            Op::Grouped => unreachable!("a group"),
             Op::Plan => {
                 let ids = self.ids.view(cuda)?;
                 cuda.plan_into(&inputs.plan_sizes(), pool, &ids, None, &mut self.plan)
@@ -264,7 +273,7 @@ impl CudaSubject {
     fn rounds_h(&self, case: &Case) -> bool {
         let mma = self.cuda.offer().has_mma(case.x, case.adapters);
         match case.op {
-            Op::Expand | Op::Delta => mma,
+            Op::Expand | Op::Delta | Op::Grouped => mma,
             Op::Layer | Op::Fused => match self.form(case) {
                 Ok(Form::Dense) => true,
                 Ok(Form::Beside | Form::Sparse) => mma,
@@ -401,8 +410,8 @@ impl Subject for CudaSubject {
         self.run_to_y(inputs, y)
     }
 
-    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
-        Err(no_grouped(self))
+    fn grouped(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {

@@ -1,15 +1,18 @@
 //! A subject is a device with host memory in and out: what the tests, `verify` and the benches run cases on.
 
 mod cpu;
+mod cpu_group;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_group;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
 use crate::Inputs;
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
-use molora::error::{Error, Result};
+use molora::error::Result;
 use molora::ops::fused::{Form, cost};
 use std::time::Duration;
 
@@ -108,16 +111,16 @@ pub trait Subject: Send + Sync {
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
 }
 
-/// What a device without the grouped product says.
-fn no_grouped(subject: &dyn Subject) -> Error {
-    Error::Device { device: subject.name(), reason: "no grouped product".into() }
+#[cfg(feature = "wgpu")]
+const NO_GROUPED: &str = "the device has no grouped product";
+
+#[cfg(feature = "wgpu")]
+fn no_grouped(subject: &dyn Subject) -> molora::error::Error {
+    molora::error::Error::Device { device: subject.name(), reason: NO_GROUPED.into() }
 }
 
 /// Why a layer's form is not offered for a case, where it is not.
 fn refused_form(subject: &dyn Subject, case: &Case) -> Option<String> {
-    if case.op == Op::Grouped {
-        return Some("the device has no grouped product".into());
-    }
     let layer = matches!(case.op, Op::Layer | Op::Fused);
     let why = layer.then(|| subject.form(case).err()).flatten()?.to_string();
     // Every form has its reason there; a demanded one's own is enough.

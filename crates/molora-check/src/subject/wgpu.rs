@@ -1,7 +1,7 @@
 //! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, PlanArrays, Subject, Timer, no_grouped, refused_form};
+use super::{Found, NO_GROUPED, PlanArrays, Subject, Timer, no_grouped, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -233,9 +233,17 @@ impl Subject for WgpuSubject {
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
-        let packed = case.x != ElementType::F32 && case.op.has_base();
-        let odd = packed && case.in_features % 2 == 1;
-        odd.then(|| "a weight in 16 bits with rows of odd length".into()).or_else(|| refused_form(self, case))
+        if case.op == Op::Grouped {
+            return Some(NO_GROUPED.into());
+        }
+        let (halves, widths) = (case.x != ElementType::F32, case.slice_widths());
+        if halves && case.op.has_base() && case.in_features % 2 == 1 {
+            return Some("a weight in 16 bits with rows of odd length".into());
+        }
+        if halves && widths[..widths.len() - 1].iter().any(|width| width % 2 == 1) {
+            return Some("slices in 16 bits that begin in the middle of a word".into());
+        }
+        refused_form(self, case)
     }
 
     fn details(&self) -> Vec<(String, String)> {

@@ -42,7 +42,7 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512vl")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) {
     // SAFETY: passed on.
     unsafe { kernel.run::<Avx512>() }

@@ -24,6 +24,8 @@ pub(crate) struct Block<'a, W> {
     pub(crate) inner: Range<usize>,
     /// What is read next; may be anything.
     pub(crate) next: *const W,
+    /// What is read after the product; asked for in even parts before every tile.
+    pub(crate) ahead: &'a [u8],
     /// Rows.
     pub(crate) x: &'a Tiles,
     pub(crate) tiles: Range<usize>,
@@ -60,7 +62,14 @@ impl<W: Element> Kernel for Blocks<'_, W> {
         // Cache lines of the next block that each tile asks for in eight steps of k.
         let lines = 8 * 2 * S::LANES * size_of::<W>() / 64;
         let share = lines.div_ceil(args.tiles.len());
+        let ahead = args.ahead.len().div_ceil(args.tiles.len()).next_multiple_of(64);
         for (i, tile) in args.tiles.clone().enumerate() {
+            let mut line = i * ahead;
+            while line < args.ahead.len().min((i + 1) * ahead) {
+                // SAFETY: a prefetch never faults.
+                unsafe { S::prefetch(args.ahead.as_ptr().wrapping_add(line)) };
+                line += 64;
+            }
             let rows = args.x.rows_of(tile..tile + 1);
             let x = args.x.tile(tile)[args.inner.start * rows.len()..].as_ptr();
             let next = args.next.cast::<u8>().wrapping_add(i * share * 64 * (k / 8));

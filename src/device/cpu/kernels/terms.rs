@@ -18,7 +18,7 @@ pub(crate) struct Terms<'a, B> {
 
 /// `c[j] += sum over the terms of factor * rows[row][column + j]`.
 ///
-/// The terms are added in their order, from zero, for every column alike.
+/// Every fourth term goes to one of four sums from zero, in their order, for every column alike.
 pub(crate) fn add_terms<B: Element>(level: Level, terms: Terms<B>, c: &mut [f32]) {
     let Some(last) = terms.list.iter().map(|term| term.1).max() else { return };
     assert!(terms.rows.len() >= last as usize * terms.stride + terms.column + c.len(), "rows as long as c");
@@ -32,51 +32,78 @@ struct AddTerms<'a, B> {
 }
 
 impl<B: Element> Kernel for AddTerms<'_, B> {
-    /// Eight vectors of columns at a time stay in registers over all terms.
+    /// Four vectors of columns at a time stay in registers over all terms.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        const VECTORS: usize = 8;
+    unsafe fn run<S: Simd>(mut self) {
+        const VECTORS: usize = 4;
         let mut column = 0;
         // SAFETY: columns stay below c's length, which every row has behind its first column.
         unsafe {
             while self.c.len() - column >= VECTORS * S::LANES {
-                add_columns::<S, B, VECTORS>(&self.terms, column, &mut self.c[column..]);
+                self.add_columns::<S, VECTORS>(column, S::LANES);
                 column += VECTORS * S::LANES;
             }
-            while self.c.len() - column >= S::LANES {
-                add_columns::<S, B, 1>(&self.terms, column, &mut self.c[column..]);
+            while column < self.c.len() {
+                self.add_columns::<S, 1>(column, S::LANES.min(self.c.len() - column));
                 column += S::LANES;
-            }
-            let (count, first) =
-                (self.c.len() - column, self.terms.rows.as_ptr().add(self.terms.column + column));
-            if count > 0 {
-                let mut sum = S::splat(0.0);
-                for &(factor, row) in self.terms.list {
-                    let row = first.add(row as usize * self.terms.stride);
-                    sum = S::fma(S::splat(factor), S::load_part(row, count), sum);
-                }
-                let c = self.c[column..].as_mut_ptr();
-                S::store_part(c, S::add(S::load_part(c, count), sum), count);
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn add_columns<S: Simd, B: Element, const N: usize>(terms: &Terms<B>, column: usize, c: &mut [f32]) {
-    // SAFETY: N vectors from `column` are within every row and within c, by the caller's promise.
-    unsafe {
-        let first = terms.rows.as_ptr().add(terms.column + column);
-        let mut sums = [S::splat(0.0); N];
-        for &(factor, row) in terms.list {
-            let (factor, row) = (S::splat(factor), first.add(row as usize * terms.stride));
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(factor, S::load(row.add(n * S::LANES)), *sum);
+impl<B: Element> AddTerms<'_, B> {
+    /// N vectors of columns, or `count` columns where N is 1: four chains of sums, one for every fourth term, so that a
+    /// sum does not wait for the one before it.
+    #[inline(always)]
+    unsafe fn add_columns<S: Simd, const N: usize>(&mut self, column: usize, count: usize) {
+        let Terms { list, rows, stride, .. } = self.terms;
+        let whole = count == S::LANES;
+        // SAFETY: the columns are within every row and within c, by the caller's promise.
+        unsafe {
+            let first = rows.as_ptr().add(self.terms.column + column);
+            let mut chains = [[S::splat(0.0); N]; 4];
+            let (fours, rest) = list.as_chunks::<4>();
+            for four in fours {
+                for i in 0..4 {
+                    let row = first.add(four[i].1 as usize * stride);
+                    add_row::<S, B, N>(four[i].0, row, count, &mut chains[i]);
+                }
+            }
+            for i in 0..3 {
+                if i < rest.len() {
+                    let row = first.add(rest[i].1 as usize * stride);
+                    add_row::<S, B, N>(rest[i].0, row, count, &mut chains[i]);
+                }
+            }
+            let [a, b, c, d] = chains;
+            for n in 0..N {
+                let sum = S::add(S::add(a[n], b[n]), S::add(c[n], d[n]));
+                let place = self.c.as_mut_ptr().add(column + n * S::LANES);
+                if whole {
+                    S::store_f32(place, S::add(S::load_f32(place), sum));
+                } else {
+                    S::store_part(place, S::add(S::load_part(place, count), sum), count);
+                }
             }
         }
-        for (n, sum) in sums.into_iter().enumerate() {
-            let place = c.as_mut_ptr().add(n * S::LANES);
-            S::store_f32(place, S::add(S::load_f32(place), sum));
+    }
+}
+
+/// `sums += factor * row`, whole vectors where `count` is a vector's.
+#[inline(always)]
+unsafe fn add_row<S: Simd, B: Element, const N: usize>(
+    factor: f32,
+    row: *const B,
+    count: usize,
+    sums: &mut [S::V; N],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let factor = S::splat(factor);
+        for (n, sum) in sums.iter_mut().enumerate() {
+            let from = row.add(n * S::LANES);
+            let b = if N > 1 || count == S::LANES { S::load(from) } else { S::load_part(from, count) };
+            *sum = S::fma(factor, b, *sum);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Every level and element on exact inputs.
 
-use super::dot::dot_rows;
+use super::dot::{INNER, Matrix, dot_rows};
 use super::pack::pack_rows;
 use super::terms::{Terms, add_terms, store_row};
 use crate::device::cpu::simd::Level;
@@ -20,7 +20,15 @@ fn dots<X: Element, W: Element>() {
             let (x, w): (Vec<X>, Vec<W>) = (values(1, m * k), values(2, n * k));
             let (xs, ws): (Vec<&[X]>, Vec<&[W]>) = (x.chunks(k).collect(), w.chunks(k).collect());
             let mut out = vec![f32::NAN; m * n];
-            dot_rows(level, &xs, &ws, &mut out);
+            dot_rows(level, &xs, Matrix::row_major(&w, k), 0..n, &mut out);
+            // The same in blocks, the rows two places on.
+            let mut blocks = vec![W::zeroed(); k.div_ceil(INNER) * (n + 2) * INNER];
+            for (i, &v) in w.iter().enumerate() {
+                blocks[(i % k / INNER * (n + 2) + i / k + 2) * INNER + i % k % INNER] = v;
+            }
+            let (mut again, w) = (out.clone(), Matrix { data: &blocks, row: INNER, block: (n + 2) * INNER });
+            dot_rows(level, &xs, w, 2..n + 2, &mut again);
+            assert_eq!(out, again, "{} {m}x{n}x{k}", level.name());
             for i in 0..m {
                 for j in 0..n {
                     let exact: f32 = (0..k).map(|c| xs[i][c].to_f32() * ws[j][c].to_f32()).sum();

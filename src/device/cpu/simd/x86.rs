@@ -75,13 +75,9 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
-    unsafe fn sum(v: Self::V) -> f32 {
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4] {
         // SAFETY: as above.
-        unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-        }
+        unsafe { sums_of_halves(v) }
     }
 }
 
@@ -155,8 +151,40 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
-    unsafe fn sum(v: Self::V) -> f32 {
+    unsafe fn sums(v: [Self::V; 4]) -> [f32; 4] {
         // SAFETY: as above.
-        unsafe { _mm512_reduce_add_ps(v) }
+        unsafe { sums_of_halves([halves(v[0]), halves(v[1]), halves(v[2]), halves(v[3])]) }
+    }
+}
+
+/// Lane i and lane i + 8.
+#[inline(always)]
+unsafe fn halves(v: __m512) -> __m256 {
+    // SAFETY: AVX-512 F is present, by the caller's promise.
+    unsafe {
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+        _mm256_add_ps(_mm512_castps512_ps256(v), high)
+    }
+}
+
+/// Lane i and lane i + 4.
+#[inline(always)]
+unsafe fn quarters(v: __m256) -> __m128 {
+    // SAFETY: AVX2 is present, by the caller's promise.
+    unsafe { _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)) }
+}
+
+/// Four registers' sums: lane i and lane i + 4, then i and i + 2, then the two.
+#[inline(always)]
+unsafe fn sums_of_halves(v: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: AVX2 is present, by the caller's promise.
+    unsafe {
+        let (a, b, c, d) = (quarters(v[0]), quarters(v[1]), quarters(v[2]), quarters(v[3]));
+        let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+        let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+        let sums = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+        let mut out = [0f32; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), sums);
+        out
     }
 }

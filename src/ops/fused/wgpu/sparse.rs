@@ -1,6 +1,7 @@
 //! The sparse form: base and the experts of a plan in one dispatch behind shrink's.
 
 use super::{BIAS, COLUMNS, NO_BIAS, check_slices, column_blocks, slice_ends};
+use crate::adapter::slots::Slots;
 use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
@@ -115,6 +116,7 @@ impl Wgpu {
                 wide,
                 // More slots of a token are listed in turns: the lists stay small.
                 ("SLOTS", sizes.top_k.clamp(1, 4) as u32),
+                ("WHOLE_QUADS", u32::from(whole_quads(slots))),
                 ("SLICES", slots.slices().len() as u32),
                 ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
             ],
@@ -124,6 +126,30 @@ impl Wgpu {
         };
         self.launch(encoder, &launch)
     }
+}
+
+/// Bytes that the workgroups ask of global memory, each address once a workgroup: of base alone, and of shrink and the sparse
+/// form. `ranks` are those of the experts, all of which every tile of tokens uses, evenly.
+#[cfg(test)]
+fn sparse_bytes(sizes: &Sizes, x_bytes: usize, adapter_bytes: usize, ranks: &[usize]) -> [usize; 2] {
+    let Sizes { tokens, top_k, in_features, out_features, .. } = *sizes;
+    let (tiles, blocks) = (tokens.div_ceil(TILE_ROWS), out_features.div_ceil(TILE_COLUMNS));
+    let x = tokens * in_features * x_bytes;
+    let (weight, y) = (out_features * in_features * x_bytes, tokens * out_features * x_bytes);
+    let base = blocks * x + tiles * weight + y;
+    let (rank, routes) = (ranks.iter().sum::<usize>(), tokens * top_k);
+    let h = routes * rank / ranks.len().max(1) * 4;
+    // A route reads its token's x; an expert's tiles of routes read its A each.
+    let route_tiles = routes.div_ceil(ranks.len().max(1)).div_ceil(TILE_ROWS);
+    let shrink = top_k * x + route_tiles * rank * in_features * adapter_bytes + h;
+    let b = tiles * rank * out_features * adapter_bytes;
+    let ids_and_weights = blocks * routes * 8;
+    [base, base + shrink + b + blocks * h + ids_and_weights]
+}
+
+/// Whether no part ends in the middle of four ranks. Adapters that come after the recording are not the plan's.
+fn whole_quads(slots: &Slots) -> bool {
+    (0..slots.slices().len()).all(|s| slots.parts(s).iter().all(|part| part.rank.is_multiple_of(4)))
 }
 
 #[cfg(test)]
@@ -146,5 +172,28 @@ mod tests {
         assert_eq!(groups(0, &[96]), 0);
         assert_eq!((groups(64, &[96]), groups(65, &[96])), (2, 4));
         assert_eq!(groups(1, &[32, 64]), 2);
+    }
+
+    /// The bar: 1.05 times base's bytes, A and B once, x once more, h written and read once.
+    #[test]
+    fn bytes_stay_near_the_floor_where_the_layer_is_large() {
+        let ratio = |width: usize, tokens: usize| {
+            let sizes = Sizes {
+                tokens,
+                top_k: 2,
+                in_features: width,
+                out_features: width,
+                x_stride: width,
+                y_stride: width,
+                h_stride: 16,
+                output: Output::Sum,
+            };
+            let [base, fused] = sparse_bytes(&sizes, 4, 4, &[16; 8]);
+            let once = 2 * 8 * 16 * width * 4 + tokens * width * 4 + 2 * tokens * 2 * 16 * 4;
+            fused as f64 / (base + once) as f64
+        };
+        assert!(ratio(4096, 256) < 1.05 && ratio(4096, 4096) < 1.05);
+        // Small layers pay for x of each route (top_k times, not once) and for B in every tile of tokens, as for the weight.
+        assert!(ratio(1024, 256) > 1.05 && ratio(1024, 256) < 1.10);
     }
 }

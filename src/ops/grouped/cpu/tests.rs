@@ -7,6 +7,9 @@ use crate::element::Element;
 use crate::ops::{Expert, Output, plan, shrink};
 use half::{bf16, f16};
 
+/// Rank, A, B.
+type Factors = (usize, Vec<f32>, Vec<f32>);
+
 /// Four base experts and adapters of mixed ranks; slot 1 leaves the second slice alone where there are two.
 struct Case<X> {
     cpu: Cpu,
@@ -14,8 +17,8 @@ struct Case<X> {
     topk_ids: Vec<i32>,
     lora_ids: Vec<i32>,
     topk_weights: Vec<f32>,
-    /// Of every slot and slice: rank, A, B.
-    loras: Vec<Vec<(usize, Vec<f32>, Vec<f32>)>>,
+    /// Of every slot and slice.
+    loras: Vec<Vec<Factors>>,
     pool: Pool,
     weight: Vec<X>,
     x: Vec<X>,
@@ -53,14 +56,14 @@ impl<X: Element> Case<X> {
         let mut pool = Pool::packed(pool_sizes, &slices).unwrap();
         let mut loras = Vec::new();
         for (slot, ranks) in ranks.iter().enumerate() {
-            let parts: Vec<(usize, Vec<f32>, Vec<f32>)> = slices
+            let parts: Vec<Factors> = slices
                 .iter()
                 .zip(ranks.iter().rev())
                 .map(|(&width, &rank)| {
                     (rank, noise(slot + 7, rank * in_features), noise(slot + 11, width * rank))
                 })
                 .collect();
-            let lora = |(rank, a, b): &(usize, Vec<f32>, Vec<f32>), width: usize| {
+            let lora = |(rank, a, b): &Factors, width: usize| {
                 (*rank > 0).then(|| Lora::new(in_features, width, *rank, 0.5, a, b).unwrap())
             };
             let made: Vec<Option<Lora>> =
@@ -114,8 +117,10 @@ impl<X: Element> Case<X> {
         let mut y = vec![X::from_f32(7.0); self.sizes.y_rows() * self.sizes.y_stride];
         let mut loras: Vec<Vec<Expert<f32>>> = Vec::new();
         for parts in &self.loras {
-            let expert = |(rank, lora_a, lora_b)| Expert { rank: *rank, scaling: 0.5, lora_a, lora_b };
-            loras.push(parts.iter().map(|(rank, a, b)| expert((rank, a.as_slice(), b.as_slice()))).collect());
+            let experts = parts.iter();
+            let expert =
+                experts.map(|(rank, a, b)| Expert { rank: *rank, scaling: 0.5, lora_a: a, lora_b: b });
+            loras.push(expert.collect());
         }
         let (ids, weights) = (&self.topk_ids, &self.topk_weights);
         definition(&self.sizes, ids, &self.lora_ids, &loras, &self.weight, &self.x, weights, &mut y).unwrap();

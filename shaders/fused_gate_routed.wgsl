@@ -1,0 +1,35 @@
+// The gate's own routing, by the kernel of the room `route`; a is A, g the router's weight with its bias behind.
+
+// Whether w is the router's weight.
+var<private> scoring: bool;
+
+fn w_quad(i: u32) -> vec4<f32> {
+    if (scoring) { return g_quad(i); }
+    return a_quad(i);
+}
+
+fn w_at(i: u32) -> f32 {
+    if (scoring) { return g_at(i); }
+    return a_at(i);
+}
+
+fn bias_of(e: u32) -> f32 { return g_at(params.scores * params.in_features + e); }
+
+fn choose(thread: u32, t0: u32, rows: u32, writes: bool) {
+    scoring = true;
+    for (var m = 0u; m < rows; m++) {
+        route_token(thread, t0 + m, params.scores);
+        if (thread == 0u) {
+            for (var j = 0u; j < TOP_K; j++) {
+                let id = i32(best_ids[j]);
+                let weight = best_scores[j];
+                chosen[m * TOP_K + j] = choice_of(id, weight);
+                if (writes) {
+                    topk_ids_put((t0 + m) * TOP_K + j, id);
+                    topk_weights_put((t0 + m) * TOP_K + j, weight);
+                }
+            }
+        }
+    }
+    scoring = false;
+}

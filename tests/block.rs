@@ -1,0 +1,176 @@
+//! A SwiGLU mixture of experts with a LoRA per (adapter, expert), on every device, against the two grouped definitions.
+
+use molora::adapter::slots::PoolSizes;
+use molora::device::{Cpu, cpu};
+use molora::layer::block::{BlockRouting, BlockRows, BlockWeights, MoeBlock};
+use molora::ops::{Expert, grouped};
+use molora::{Element, Lora};
+use molora_check::rng::Rng;
+
+const HIDDEN: usize = 24;
+const WIDTH: usize = 20;
+const EXPERTS: usize = 3;
+const ADAPTERS: usize = 2;
+const TOP_K: usize = 2;
+/// Of gate, up and down of an (adapter, expert), repeated over the slots; the second slot leaves up alone.
+const RANKS: [[usize; 3]; 4] = [[2, 3, 4], [5, 0, 1], [8, 16, 17], [1, 1, 9]];
+
+fn values<E: Element>(name: &str, len: usize, scale: f32) -> Vec<E> {
+    let mut rng = Rng::named(name, 0);
+    (0..len).map(|_| E::from_f32(rng.value(scale))).collect()
+}
+
+/// Everything of a call but the device.
+struct Problem<E> {
+    tokens: usize,
+    x: Vec<E>,
+    gate_up: Vec<E>,
+    down: Vec<E>,
+    topk_ids: Vec<i32>,
+    lora_ids: Vec<i32>,
+    topk_weights: Vec<f32>,
+}
+
+/// A slot's LoRAs of gate, up and down.
+fn loras<E: Element>(slot: usize) -> [Option<Lora>; 3] {
+    let sizes = [(HIDDEN, WIDTH), (HIDDEN, WIDTH), (WIDTH, HIDDEN)];
+    std::array::from_fn(|s| {
+        let (rank, (i, o)) = (RANKS[slot % RANKS.len()][s], sizes[s]);
+        let (a, b) = (
+            values::<E>(&format!("a{slot}.{s}"), rank * i, 0.3),
+            values(&format!("b{slot}.{s}"), rank * o, 0.3),
+        );
+        (rank > 0).then(|| Lora::new(i, o, rank, 0.5, &a, &b).unwrap())
+    })
+}
+
+fn pool_sizes<E: Element>(in_features: usize, out_features: usize) -> PoolSizes {
+    PoolSizes { in_features, out_features, experts: ADAPTERS * EXPERTS, rank_capacity: 200, element: E::TYPE }
+}
+
+fn problem<E: Element>(tokens: usize) -> Problem<E> {
+    let routes = tokens * TOP_K;
+    // Routes without an expert, tokens without an adapter, adapters mixed among an expert's tokens.
+    let topk_ids: Vec<i32> =
+        (0..routes).map(|n| if n % 7 == 5 { -1 } else { (n * 5 % 11 % EXPERTS) as i32 }).collect();
+    let lora = |n: usize| match (topk_ids[n], n / TOP_K % 3) {
+        (-1, _) | (_, 2) => -1,
+        (e, adapter) => (adapter * EXPERTS) as i32 + e,
+    };
+    Problem {
+        tokens,
+        x: values("x", tokens * HIDDEN, 1.0),
+        gate_up: values("gate_up", EXPERTS * 2 * WIDTH * HIDDEN, 0.3),
+        down: values("down", EXPERTS * HIDDEN * WIDTH, 0.3),
+        lora_ids: (0..routes).map(lora).collect(),
+        topk_weights: (0..routes).map(|n| 0.1 + n as f32 % 5.0 / 5.0).collect(),
+        topk_ids,
+    }
+}
+
+/// The two grouped definitions behind each other; the gated product is rounded to the element between them, as it is stored.
+fn expected<E: Element>(p: &Problem<E>) -> Vec<f32> {
+    // Rank, A and B of gate, up and down of every slot.
+    let factors = |lora: &Option<Lora>| -> (usize, Vec<f32>, Vec<f32>) {
+        lora.as_ref().map_or((0, Vec::new(), Vec::new()), |l| (l.rank(), l.a().collect(), l.b().collect()))
+    };
+    let slots: Vec<Vec<_>> =
+        (0..ADAPTERS * EXPERTS).map(|slot| loras::<E>(slot).iter().map(factors).collect()).collect();
+    let of = |slices: std::ops::Range<usize>| -> Vec<Vec<Expert<'_, f32>>> {
+        let mut all = Vec::new();
+        for slot in &slots {
+            let parts = slot[slices.clone()].iter();
+            all.push(
+                parts
+                    .map(|(rank, lora_a, lora_b)| Expert { rank: *rank, scaling: 0.5, lora_a, lora_b })
+                    .collect(),
+            );
+        }
+        all
+    };
+    let wide = |v: &[E]| v.iter().map(|v| v.to_f32()).collect::<Vec<f32>>();
+    let sizes = grouped::Sizes {
+        tokens: p.tokens,
+        top_k: TOP_K,
+        experts: EXPERTS,
+        in_features: HIDDEN,
+        out_features: 2 * WIDTH,
+        x_stride: HIDDEN,
+        h_stride: 0,
+        y_stride: WIDTH,
+        x_per_route: false,
+        rows: grouped::Rows::Gated,
+    };
+    let mut act = vec![0f32; p.tokens * TOP_K * WIDTH];
+    let (ids, lora_ids, weights) = (&p.topk_ids, &p.lora_ids, &p.topk_weights);
+    grouped::definition(&sizes, ids, lora_ids, &of(0..2), &wide(&p.gate_up), &wide(&p.x), weights, &mut act)
+        .unwrap();
+    let act: Vec<f32> = act.into_iter().map(|v| E::from_f32(v).to_f32()).collect();
+    let down = grouped::Sizes {
+        in_features: WIDTH,
+        out_features: HIDDEN,
+        x_stride: WIDTH,
+        y_stride: HIDDEN,
+        x_per_route: true,
+        rows: grouped::Rows::Combined,
+        ..sizes
+    };
+    let mut y = vec![0f32; p.tokens * HIDDEN];
+    grouped::definition(&down, ids, lora_ids, &of(2..3), &wide(&p.down), &act, weights, &mut y).unwrap();
+    y
+}
+
+/// Every row within what rounding to the element explains: act once (and, on tensor cores, h), y once.
+fn judge<E: Element>(device: &str, p: &Problem<E>, y: &[E]) {
+    let want = expected(p);
+    let limit = match E::TYPE {
+        molora::ElementType::F32 => 2e-6,
+        molora::ElementType::F16 => 2e-3,
+        molora::ElementType::Bf16 => 1.5e-2,
+    };
+    for t in 0..p.tokens {
+        let (want, got) = (&want[t * HIDDEN..][..HIDDEN], &y[t * HIDDEN..][..HIDDEN]);
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let error = norm(&mut want.iter().zip(got).map(|(w, g)| w - g.to_f32()));
+        let size = norm(&mut want.iter().copied());
+        assert!(error <= limit * size.max(1e-3), "{device}, {}, token {t}: {error:e} of {size:e}", E::TYPE);
+    }
+}
+
+fn on_cpu<E: Element>(p: &Problem<E>) -> Vec<E> {
+    let cpu = Cpu::new().unwrap();
+    let mut gate_up = cpu::Pool::packed(pool_sizes::<E>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
+    let mut down = cpu::Pool::new(pool_sizes::<E>(WIDTH, HIDDEN)).unwrap();
+    for slot in 0..ADAPTERS * EXPERTS {
+        let [gate, up, down_lora] = loras::<E>(slot);
+        gate_up.put_packed(slot, &[gate.as_ref(), up.as_ref()]).unwrap();
+        down.put(slot, down_lora.as_ref().unwrap()).unwrap();
+    }
+    let block = MoeBlock::<Cpu>::new(&cpu, EXPERTS, gate_up, down).unwrap();
+    let gate_up = cpu.pack(EXPERTS * 2 * WIDTH, HIDDEN, &p.gate_up).unwrap();
+    let down = cpu.pack(EXPERTS * HIDDEN, WIDTH, &p.down).unwrap();
+    let rows = BlockRows { tokens: p.tokens, top_k: TOP_K, x_stride: HIDDEN, y_stride: HIDDEN };
+    let routing = BlockRouting {
+        topk_ids: p.topk_ids.as_slice(),
+        lora_ids: p.lora_ids.as_slice(),
+        topk_weights: p.topk_weights.as_slice(),
+    };
+    let mut y = vec![E::from_f32(f32::NAN); p.tokens * HIDDEN];
+    let weights = BlockWeights { gate_up: &gate_up, down: &down };
+    block.forward(&rows, weights, &p.x, &routing, &mut y).unwrap();
+    y
+}
+
+fn every_device<E: Element>() {
+    for tokens in [0, 1, 7, 66] {
+        let p = problem::<E>(tokens);
+        judge("cpu", &p, &on_cpu(&p));
+    }
+}
+
+#[test]
+fn a_block_is_its_two_grouped_products() {
+    every_device::<f32>();
+    every_device::<half::f16>();
+    every_device::<half::bf16>();
+}
