@@ -5,7 +5,7 @@ use crate::adapter::slots::{MAX_SLICES, Slots};
 use crate::device::cuda::params::{Address, BaseParams, FusedParams, output_word};
 use crate::device::cuda::{self as device, Cuda, Entry, Kernel, Launch, Offer, View, ViewMut};
 use crate::element::{Element, ElementType};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{Form as Path, base, live_tokens_address, word};
 use bytemuck::Zeroable;
 
@@ -96,11 +96,8 @@ impl Cuda {
         sizes.check_h(Some(plan.sizes()), pool.max_rank(), h.len(), topk_weights.len())?;
         plan.check_pool(OP, self, pool)?;
         word(OP, "h", h.len())?;
-        let memory = [
-            ("plan", plan.memory.stream()),
-            ("h", h.stream()),
-            ("topk_weights", topk_weights.stream()),
-        ];
+        let memory =
+            [("plan", plan.memory.stream()), ("h", h.stream()), ("topk_weights", topk_weights.stream())];
         self.check_streams(OP, memory)?;
         if sizes.routes() == 0 {
             // Without routes there is no plan to read.
