@@ -3,7 +3,7 @@
 use super::params::Address;
 use super::{Cuda, StreamId};
 use crate::error::Result;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError, ValidAsZeroBits, result};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError, ValidAsZeroBits};
 use std::sync::Arc;
 
 /// `len` elements at an address that never changes. All use of it is on one stream, so that no event is needed; see
@@ -41,15 +41,6 @@ impl<T: DeviceRepr> Memory<T> {
         T: ValidAsZeroBits,
     {
         Ok(Self::on(stream, stream.alloc_zeros(len)?))
-    }
-
-    /// Zeros to all of it, in stream order.
-    pub(crate) fn zero(&self, cuda: &Cuda) -> Result<()> {
-        cuda.bind()?;
-        let (bytes, stream) = (self.len * size_of::<T>(), cuda.stream().cu_stream());
-        // SAFETY: `bytes` bytes of ours.
-        unsafe { result::memset_d8_async(self.address, 0, bytes, stream) }
-            .map_err(|e| cuda.failed("memory", e))
     }
 
     /// The engine's memory.

@@ -43,12 +43,14 @@ impl Pool {
     pub fn packed(cuda: &Cuda, sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         cuda.check_not_capturing(OP)?;
         let slots = Slots::packed(sizes, slices)?;
-        let bytes =
-            |width: usize| sizes.rank_capacity * width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
-        let (a, b) =
-            (Memory::new(cuda, bytes(sizes.in_features))?, Memory::new(cuda, bytes(slots.slice_width()))?);
-        // The dense form multiplies rows of B that no adapter holds with 0: they must be finite.
-        b.zero(cuda)?;
+        let factor = |width: usize| {
+            let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
+            cuda.bind()?;
+            Memory::zeroed_on(cuda.stream(), (sizes.rank_capacity * stride).max(1))
+                .map_err(|e| cuda.failed("pool", e))
+        };
+        // Zeros: products over all rows multiply those that no adapter holds by 0.
+        let (a, b) = (factor(sizes.in_features)?, factor(slots.slice_width())?);
         let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
