@@ -161,10 +161,47 @@ fn on_cpu<E: Element>(p: &Problem<E>) -> Vec<E> {
     y
 }
 
+#[cfg(feature = "cuda")]
+fn on_cuda<E: Element>(cuda: &molora::Cuda, p: &Problem<E>) -> Vec<E> {
+    use molora::device::cuda::{Pool, View, ViewMut};
+    let mut gate_up = Pool::packed(cuda, pool_sizes::<E>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
+    let mut down = Pool::new(cuda, pool_sizes::<E>(WIDTH, HIDDEN)).unwrap();
+    for slot in 0..ADAPTERS * EXPERTS {
+        let [gate, up, down_lora] = loras::<E>(slot);
+        gate_up.put_packed(slot, &[gate.as_ref(), up.as_ref()]).unwrap();
+        down.put(slot, down_lora.as_ref().unwrap()).unwrap();
+    }
+    let block = MoeBlock::<molora::Cuda>::new(cuda, EXPERTS, gate_up, down).unwrap();
+    let mut workspace = block.workspace::<E>(p.tokens, TOP_K).unwrap();
+    let (x, ids) = (cuda.upload(&p.x).unwrap(), cuda.upload(&p.topk_ids).unwrap());
+    let (lora_ids, weights) = (cuda.upload(&p.lora_ids).unwrap(), cuda.upload(&p.topk_weights).unwrap());
+    let (gate_up, down) = (cuda.upload(&p.gate_up).unwrap(), cuda.upload(&p.down).unwrap());
+    let mut y = cuda.upload(&vec![E::from_f32(f32::NAN); p.tokens * HIDDEN]).unwrap();
+    let rows = BlockRows { tokens: p.tokens, top_k: TOP_K, x_stride: HIDDEN, y_stride: HIDDEN };
+    let routes = p.tokens * TOP_K;
+    let topk_ids = View::new(cuda, ids.slice(..routes)).unwrap();
+    let lora_ids = View::new(cuda, lora_ids.slice(..routes)).unwrap();
+    let topk_weights = View::new(cuda, weights.slice(..routes)).unwrap();
+    let routing = BlockRouting { topk_ids: &topk_ids, lora_ids: &lora_ids, topk_weights: &topk_weights };
+    let gate_up = View::new(cuda, gate_up.slice(..p.gate_up.len())).unwrap();
+    let down = View::new(cuda, down.slice(..p.down.len())).unwrap();
+    let x = View::new(cuda, x.slice(..p.x.len())).unwrap();
+    let mut y_view = ViewMut::new(cuda, y.slice_mut(..p.tokens * HIDDEN)).unwrap();
+    let weights = BlockWeights { gate_up: &gate_up, down: &down };
+    block.forward(&rows, weights, &x, &routing, &mut workspace, &mut y_view).unwrap();
+    drop(y_view);
+    assert!(block.device().take_status().unwrap().is_ok());
+    cuda.download(&y, p.tokens * HIDDEN).unwrap()
+}
+
 fn every_device<E: Element>() {
     for tokens in [0, 1, 7, 66] {
         let p = problem::<E>(tokens);
         judge("cpu", &p, &on_cpu(&p));
+        #[cfg(feature = "cuda")]
+        if let Ok(cuda) = molora::Cuda::new(0) {
+            judge("cuda", &p, &on_cuda(&cuda, &p));
+        }
     }
 }
 

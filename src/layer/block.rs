@@ -11,6 +11,9 @@
 //! x -> shrink -> h -> grouped, gated -> act -> shrink -> h -> grouped, combined -> y
 //! ```
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::{OP, Place};
 use crate::adapter::slots::Slots;
 use crate::device::cpu::{self, Cpu, Weight};
