@@ -3,11 +3,11 @@
 //!
 //! Several exact ways to compute it ([`Form`]); [`cost`] chooses one and says why:
 //!
-//! - sparse: `h_n = A_{p(n)} x_t` by [`shrink`](super::shrink), then [`Cpu::fused_sparse`]: the base product whose inner loop
+//! - sparse: `h_n = A_{p(n)} x_t` by [`shrink`](super::shrink), then [`Cpu::fused_sparse`](crate::Cpu::fused_sparse): the base product whose inner loop
 //!   runs on, per tile of tokens, over the experts that the tile uses;
-//! - dense: `Z = (x A_all^T) * gate` ([`Cpu::fused_gate`], the router's columns in the same product), then
-//!   `y = [x | Z] [weight | B_all]^T` ([`Cpu::fused_dense`]): no plan, no gather;
-//! - few: a handful of tokens straight from their ids, without a plan ([`Cpu::fused_few`]).
+//! - dense: `Z = (x A_all^T) * gate` ([`Cpu::fused_gate`](crate::Cpu::fused_gate), the router's columns in the same product), then
+//!   `y = [x | Z] [weight | B_all]^T` ([`Cpu::fused_dense`](crate::Cpu::fused_dense)): no plan, no gather;
+//! - few: a handful of tokens straight from their ids, without a plan ([`Cpu::fused_few`](crate::Cpu::fused_few)).
 //!
 //! Packed outputs: where the pool has slices (q, k and v; gate and up), the experts' part of a slice adds to the slice's
 //! columns; h holds the ranks of all slices behind each other.
@@ -21,7 +21,7 @@ pub mod few_cuda;
 #[cfg(feature = "cuda")]
 pub mod gate_cuda;
 #[cfg(feature = "wgpu")]
-mod wgpu;
+pub mod wgpu;
 
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 use crate::adapter::slots::Slots;
