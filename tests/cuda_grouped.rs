@@ -27,11 +27,14 @@ fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
     (0..len).map(|i| E::from_f32(value(i))).collect()
 }
 
+/// Rank, A and B of a slice.
+type Factors<A> = (usize, Vec<A>, Vec<A>);
+
 /// The LoRAs of one of the block's products: `[slot][slice]`.
 struct Loras<A> {
     sizes: PoolSizes,
     slices: Vec<usize>,
-    factors: Vec<Vec<(usize, Vec<A>, Vec<A>)>>,
+    factors: Vec<Vec<Factors<A>>>,
 }
 
 impl<A: Element> Loras<A> {
