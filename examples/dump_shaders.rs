@@ -6,7 +6,7 @@ use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Pool, View};
 use molora::ops::route::{Weighting, WgpuRouter};
-use molora::ops::{Output, base, expand, fused, plan, route, shrink};
+use molora::ops::{Output, base, expand, fused, grouped, plan, route, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
 
 type Failure = Box<dyn std::error::Error>;
@@ -66,6 +66,7 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
             fused_variants::<X>(wgpu, &mut encoder, element, (slices, rank))?;
         }
     }
+    grouped_variants::<X>(wgpu, &mut encoder, element, width)?;
     for rank in [1, 16, 17, 64] {
         let (in_features, out_features, experts) = (width, width, 1);
         let sizes = PoolSizes { in_features, out_features, experts, rank_capacity: rank, element };
@@ -135,6 +136,47 @@ fn fused_variants<X: Element>(
     if let [_] = slices {
         dense_variants::<X, X>(wgpu, encoder, &pool)?;
         dense_variants::<X, f32>(wgpu, encoder, &pool)?;
+    }
+    Ok(())
+}
+
+/// The grouped product, for every kind of rows.
+fn grouped_variants<X: Element>(
+    wgpu: &Wgpu,
+    encoder: &mut wgpu::CommandEncoder,
+    element: ElementType,
+    width: usize,
+) -> Result<(), Failure> {
+    let (tokens, top_k, experts, rank) = (2, 2, 1, 4);
+    let markers = Pool::markers(wgpu, experts)?;
+    let storage = |len: usize| wgpu.upload(&vec![0f32; len]);
+    let (ids, weights) = (storage(tokens * top_k)?, storage(tokens * top_k)?);
+    let (ids, weights) = (View::whole(&ids), View::whole(&weights));
+    let (x, y, w, h, rows) = (storage(256)?, storage(256)?, storage(256)?, storage(256)?, storage(256)?);
+    let plan = wgpu.plan(encoder, &plan::Sizes { tokens, top_k, experts }, &markers, ids)?;
+    for kind in grouped::Rows::ALL {
+        let gated = kind == grouped::Rows::Gated;
+        let slices = if gated { vec![width; 2] } else { vec![width] };
+        let (in_features, out_features, rank_capacity) = (width, slices.iter().sum(), 2 * rank);
+        let sizes = PoolSizes { in_features, out_features, experts, rank_capacity, element };
+        let mut pool = Pool::packed(wgpu, sizes, &slices)?;
+        let lora = zeros(element, (width, width), rank)?;
+        pool.put_packed(0, &vec![Some(&lora); slices.len()])?;
+        let sizes = grouped::Sizes {
+            tokens,
+            top_k,
+            experts,
+            in_features,
+            out_features,
+            x_stride: width,
+            h_stride: rank_capacity,
+            y_stride: width,
+            x_per_route: false,
+            rows: kind,
+        };
+        let (x, y) = (View::<X>::new(&x, 0, 128)?, View::<X>::new(&y, 0, 128)?);
+        let (w, h, rows) = (View::new(&w, 0, out_features * width)?, View::whole(&h), View::whole(&rows));
+        wgpu.grouped(encoder, &sizes, &plan, &pool, ids, w, x, h, weights, rows, y)?;
     }
     Ok(())
 }

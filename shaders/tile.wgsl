@@ -4,7 +4,8 @@
 //         stage x [16][TILE_M] and w [16][TILE_N], the inner dimension outermost
 //         for each column: 8 x 4 products from three vectors of four (8 x 8 from four)
 //
-// One thread adds all products of a sum in the order of the inner dimension: the same bits in every tile.
+// The kernel says where the n-th row of its w begins, w_row(w0, w_stride, w_count, n); rows behind the last repeat one
+// that is there. One thread adds all products of a sum in the order of the inner dimension: the same bits in every tile.
 
 const TILE_K: u32 = 16u;
 const QUADS_M: u32 = TILE_M / 4u;
@@ -67,16 +68,15 @@ fn stage(thread: u32, w0: u32, w_stride: u32, w_count: u32, k0: u32, k: u32) {
         x_tile[at + 2u * QUADS_M] = turned[2];
         x_tile[at + 3u * QUADS_M] = turned[3];
     }
-    let last = w_count - 1u;
     for (var p = thread; p < QUADS_N * QUADS_K; p += THREADS) {
         let n = 4u * (p / QUADS_K);
         let column = 4u * (p % QUADS_K);
         let i = k0 + column;
         let turned = transpose(mat4x4<f32>(
-            w_part(w0 + min(n, last) * w_stride, i, k),
-            w_part(w0 + min(n + 1u, last) * w_stride, i, k),
-            w_part(w0 + min(n + 2u, last) * w_stride, i, k),
-            w_part(w0 + min(n + 3u, last) * w_stride, i, k),
+            w_part(w_row(w0, w_stride, w_count, n), i, k),
+            w_part(w_row(w0, w_stride, w_count, n + 1u), i, k),
+            w_part(w_row(w0, w_stride, w_count, n + 2u), i, k),
+            w_part(w_row(w0, w_stride, w_count, n + 3u), i, k),
         ));
         let at = column * QUADS_N + n / 4u;
         w_tile[at] = turned[0];

@@ -6,7 +6,7 @@ pub mod cuda;
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, NOTHING_BEHIND, check_packed, tile_constants};
+use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
 use super::{check_len, check_rows};
 use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
@@ -132,7 +132,14 @@ impl Wgpu {
         let launch = Launch {
             op: OP,
             entry: if form == Form::Few { "base_few" } else { "base_many" },
-            body: &[biased, NOTHING_BEHIND, rows, tile, include_str!("../../shaders/base.wgsl")],
+            body: &[
+                biased,
+                NOTHING_BEHIND,
+                ROWS_IN_ORDER,
+                rows,
+                tile,
+                include_str!("../../shaders/base.wgsl"),
+            ],
             constants: &tile_constants(if form == Form::Few { 16 } else { columns }, true),
             params: &[
                 ("tokens", word(OP, "tokens", sizes.tokens)?),

@@ -24,8 +24,14 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use super::check_equal;
 use super::{Expert, check_len, check_rows};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::adapter::slots::Slots;
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -131,6 +137,20 @@ impl Sizes {
         check_rows(OP, "h", (self.routes(), max_rank, self.h_stride), lens.h)?;
         check_rows(OP, "y", (self.y_rows(), self.width(), self.y_stride), lens.y)
     }
+}
+
+/// Refuses a pool of LoRAs that is not for this product: two slices, gate and up, or one.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn check_pool(sizes: &Sizes, slots: &Slots) -> Result<()> {
+    check_equal(OP, "pool.in_features", sizes.in_features, slots.sizes().in_features)?;
+    check_equal(OP, "pool.out_features", sizes.out_features, slots.sizes().out_features)?;
+    let width = sizes.width();
+    let expected: &[usize] = if sizes.rows == Rows::Gated { &[width, width] } else { &[width] };
+    if slots.slices() != expected {
+        let got = format!("{:?}", slots.slices());
+        return Err(Error::argument(OP, "pool", format!("slices {expected:?}"), got));
+    }
+    Ok(())
 }
 
 /// Lengths of a call's arguments, in elements.

@@ -173,6 +173,13 @@ pub(crate) fn tile_constants(columns: usize, wide: bool) -> [(&'static str, u32)
 #[cfg(feature = "wgpu")]
 pub(crate) const NOTHING_BEHIND: &str = "fn behind(thread: u32, s: ptr<function, Sums>) {}\n";
 
+/// Rows of w one after another, as most kernels of `tile.wgsl` take them.
+#[cfg(feature = "wgpu")]
+pub(crate) const ROWS_IN_ORDER: &str = "fn w_row(w0: u32, w_stride: u32, w_count: u32, n: u32) -> u32 {
+    return w0 + min(n, w_count - 1u) * w_stride;
+}
+";
+
 /// A size as a kernel reads it.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn word(op: &'static str, argument: &str, value: usize) -> Result<u32> {

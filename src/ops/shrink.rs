@@ -11,7 +11,7 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, NOTHING_BEHIND, check_packed, tile_constants};
+use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
 use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
@@ -307,6 +307,7 @@ impl Wgpu {
             entry: if grid.form == Form::Few { "shrink_few" } else { "shrink_many" },
             body: &[
                 NOTHING_BEHIND,
+                ROWS_IN_ORDER,
                 include_str!("../../shaders/rows.wgsl"),
                 include_str!("../../shaders/tile.wgsl"),
                 include_str!("../../shaders/shrink.wgsl"),

@@ -51,6 +51,16 @@ impl Pool {
         Ok(Self { slots, wgpu: wgpu.clone(), a, b })
     }
 
+    /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
+    /// [`grouped`](crate::ops::grouped) products need, is made from it.
+    pub fn markers(wgpu: &Wgpu, experts: usize) -> Result<Self> {
+        let element = ElementType::F32;
+        let sizes = PoolSizes { in_features: 1, out_features: 1, experts, rank_capacity: experts, element };
+        let (mut pool, marker) = (Self::new(wgpu, sizes)?, Lora::new(1, 1, 1, 1.0, &[0f32], &[0f32])?);
+        (0..experts).try_for_each(|slot| pool.put(slot, &marker))?;
+        Ok(pool)
+    }
+
     /// The device whose memory it is.
     pub(crate) fn wgpu(&self) -> &Wgpu {
         &self.wgpu

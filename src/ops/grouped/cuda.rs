@@ -1,6 +1,6 @@
 //! Grouped on CUDA.
 
-use super::{Lens, OP, Rows, Sizes};
+use super::{Lens, OP, Rows, Sizes, check_pool};
 use crate::device::cuda::params::GroupedParams;
 use crate::device::cuda::{
     self, Cuda, Entry, GROUP_COUNTERS, Kernel, Launch, Offer, Plan, Pool, View, ViewMut,
@@ -74,7 +74,7 @@ impl Cuda {
             y: y.len(),
         };
         sizes.check(pool.max_rank(), &lens)?;
-        check_pool(sizes, pool)?;
+        check_pool(sizes, pool.slots())?;
         check_equal(OP, "plan.tokens", sizes.tokens, plan.sizes().tokens)?;
         check_equal(OP, "plan.top_k", sizes.top_k, plan.sizes().top_k)?;
         check_equal(OP, "plan.experts", sizes.experts, plan.sizes().experts)?;
@@ -153,20 +153,6 @@ impl Cuda {
         let none = unsafe { View::from_raw(y.address(), 0) };
         self.base(&base, &none, None, &none, None, y)
     }
-}
-
-/// The LoRAs' pool is for this product: two slices, gate and up, or one.
-fn check_pool(sizes: &Sizes, pool: &Pool) -> Result<()> {
-    let slots = pool.slots();
-    check_equal(OP, "pool.in_features", sizes.in_features, slots.sizes().in_features)?;
-    check_equal(OP, "pool.out_features", sizes.out_features, slots.sizes().out_features)?;
-    let width = sizes.width();
-    let expected: &[usize] = if sizes.rows == Rows::Gated { &[width, width] } else { &[width] };
-    if slots.slices() != expected {
-        let got = format!("{:?}", slots.slices());
-        return Err(Error::argument(OP, "pool", format!("slices {expected:?}"), got));
-    }
-    Ok(())
 }
 
 /// Values of `rows` in [`GroupedParams`].

@@ -8,6 +8,8 @@ mod cuda;
 mod cuda_group;
 #[cfg(feature = "wgpu")]
 mod wgpu;
+#[cfg(feature = "wgpu")]
+mod wgpu_group;
 
 use crate::Inputs;
 use crate::case::{Case, Op};
@@ -109,14 +111,6 @@ pub trait Subject: Send + Sync {
 
     /// A case made ready for timing.
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
-}
-
-#[cfg(feature = "wgpu")]
-const NO_GROUPED: &str = "the device has no grouped product";
-
-#[cfg(feature = "wgpu")]
-fn no_grouped(subject: &dyn Subject) -> molora::error::Error {
-    molora::error::Error::Device { device: subject.name(), reason: NO_GROUPED.into() }
 }
 
 /// Why a layer's form is not offered for a case, where it is not.

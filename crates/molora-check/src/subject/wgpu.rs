@@ -1,7 +1,8 @@
 //! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
-use super::{Found, NO_GROUPED, PlanArrays, Subject, Timer, no_grouped, refused_form};
+use super::wgpu_group::Group;
+use super::{Found, PlanArrays, Subject, Timer, refused_form};
 use crate::case::{Case, Op};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
@@ -52,13 +53,14 @@ struct Ready<'a> {
     bias: Option<Buffer>,
     y: Buffer,
     router: Option<WgpuRouter>,
+    group: Option<Group>,
 }
 
-fn list<T: Pod>(values: &[T]) -> Guarded<T> {
+pub(super) fn list<T: Pod>(values: &[T]) -> Guarded<T> {
     Guarded::output((1, values.len(), values.len()), |_, i| values[i])
 }
 
-fn uploaded<T: Pod>(wgpu: &Wgpu, rows: Guarded<T>) -> Result<(Guarded<T>, Buffer)> {
+pub(super) fn uploaded<T: Pod>(wgpu: &Wgpu, rows: Guarded<T>) -> Result<(Guarded<T>, Buffer)> {
     let buffer = wgpu.upload(&rows.all)?;
     Ok((rows, buffer))
 }
@@ -82,7 +84,7 @@ fn filled_pool(wgpu: &Wgpu, inputs: &Inputs) -> Result<Pool> {
     Ok(pool)
 }
 
-fn view<'a, T>((rows, buffer): &'a (Guarded<T>, Buffer)) -> Result<View<'a, T>>
+pub(super) fn view<'a, T>((rows, buffer): &'a (Guarded<T>, Buffer)) -> Result<View<'a, T>>
 where
     T: Pod,
 {
@@ -107,12 +109,14 @@ impl<'a> Ready<'a> {
         // The plan is a step of its own: the timers of shrink and expand leave it out.
         let mut encoder = wgpu.encoder();
         let plan_sizes = match case.op {
-            Op::Route | Op::Base => plan::Sizes { tokens: 0, ..inputs.plan_sizes() },
+            Op::Route | Op::Base | Op::Grouped => plan::Sizes { tokens: 0, ..inputs.plan_sizes() },
             _ => inputs.plan_sizes(),
         };
         let plan_ids = View::new(&ids.1, ids.0.first, plan_sizes.routes())?;
         let plan = wgpu.plan(&mut encoder, &plan_sizes, &pool, plan_ids)?;
         wgpu.queue().submit([encoder.finish()]);
+        let grouped = case.op == Op::Grouped;
+        let group = grouped.then(|| Group::new(wgpu, inputs, &pool, &ids)).transpose()?;
         let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: case.top_k })?;
         let layer = layer.with_output(case.output).with_form(case.form);
         let router =
@@ -130,6 +134,7 @@ impl<'a> Ready<'a> {
             layer,
             plan,
             router,
+            group,
         })
     }
 
@@ -153,12 +158,15 @@ impl<'a> Ready<'a> {
         };
         let routing = RoutingView { topk_ids: ids, topk_weights: weights };
         let (rows, workspace, pool) = (inputs.layer_rows(), &mut self.workspace, self.layer.pool());
+        if let Some(group) = &mut self.group {
+            return group.record((wgpu, inputs, pool), encoder, (ids, weights), h, [weight, x, y]);
+        }
         match inputs.case.op {
             Op::Route => {
                 let router = self.router.as_ref().expect("made for this operation");
                 wgpu.route(encoder, &inputs.route_sizes(), router, x, ids, weights)
             }
-            Op::Grouped => unreachable!("refused before"),
+            Op::Grouped => unreachable!("a group"),
             Op::Plan => wgpu.plan_into(encoder, &inputs.plan_sizes(), pool, ids, &mut self.plan),
             Op::Shrink => wgpu.shrink(encoder, &inputs.shrink_sizes(), &self.plan, pool, x, weights, h),
             Op::Expand => wgpu.expand(encoder, &inputs.expand_sizes(), &self.plan, pool, h, weights, y),
@@ -233,14 +241,12 @@ impl Subject for WgpuSubject {
     }
 
     fn unsupported(&self, case: &Case) -> Option<String> {
-        if case.op == Op::Grouped {
-            return Some(NO_GROUPED.into());
-        }
         let (halves, widths) = (case.x != ElementType::F32, case.slice_widths());
-        if halves && case.op.has_base() && case.in_features % 2 == 1 {
+        let grouped = case.op == Op::Grouped;
+        if halves && (grouped || case.op.has_base()) && case.in_features % 2 == 1 {
             return Some("a weight in 16 bits with rows of odd length".into());
         }
-        if halves && widths[..widths.len() - 1].iter().any(|width| width % 2 == 1) {
+        if halves && !grouped && widths[..widths.len() - 1].iter().any(|width| width % 2 == 1) {
             return Some("slices in 16 bits that begin in the middle of a word".into());
         }
         refused_form(self, case)
@@ -309,8 +315,8 @@ impl Subject for WgpuSubject {
         self.run_to_y(inputs, y)
     }
 
-    fn grouped(&self, _inputs: &Inputs, _y: &mut Tensor) -> Result<()> {
-        Err(no_grouped(self))
+    fn grouped(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
+        self.run_to_y(inputs, y)
     }
 
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {

@@ -9,7 +9,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::{OP, Sizes};
 use crate::ops::route::{self, Weighting, WgpuRouter};
-use crate::ops::{Form, Grid, NOTHING_BEHIND, check_packed, tile_constants, word};
+use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants, word};
 
 /// Columns of a tile: rows of the pool, or columns of y.
 const TILE_COLUMNS: usize = 64;
@@ -113,7 +113,8 @@ impl Wgpu {
             }
             None => &[include_str!("../../../../shaders/fused_gate_given.wgsl")],
         };
-        let product = [NOTHING_BEHIND, TILE, include_str!("../../../../shaders/fused_gate.wgsl")];
+        let product =
+            [NOTHING_BEHIND, ROWS_IN_ORDER, TILE, include_str!("../../../../shaders/fused_gate.wgsl")];
         let all = router.is_some_and(|(_, weighting)| weighting == Weighting::SoftmaxAll);
         let [tile_m, tile_n, wide] = tile_constants(grid.columns, true);
         let launch = Launch {
@@ -183,7 +184,13 @@ impl Wgpu {
         let launch = Launch {
             op: OP,
             entry: "fused_dense",
-            body: &[biased, TILE, COLUMNS, include_str!("../../../../shaders/fused_dense.wgsl")],
+            body: &[
+                biased,
+                ROWS_IN_ORDER,
+                TILE,
+                COLUMNS,
+                include_str!("../../../../shaders/fused_dense.wgsl"),
+            ],
             constants: &[tile_m, tile_n, wide, ("SLICES", 1)],
             params: &params,
             bindings: &bindings,

@@ -6,7 +6,7 @@ use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, Vi
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
-use crate::ops::{Form, Grid, Output, check_packed, tile_constants, word};
+use crate::ops::{Form, Grid, Output, ROWS_IN_ORDER, check_packed, tile_constants, word};
 
 /// Columns of y that a workgroup takes.
 const TILE_COLUMNS: usize = 64;
@@ -106,6 +106,7 @@ impl Wgpu {
             entry: "fused_sparse",
             body: &[
                 biased,
+                ROWS_IN_ORDER,
                 include_str!("../../../../shaders/tile.wgsl"),
                 COLUMNS,
                 include_str!("../../../../shaders/fused.wgsl"),
