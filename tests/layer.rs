@@ -72,7 +72,10 @@ fn a_layers_own_router_is_the_router_called_by_hand() {
         let (y, ids, weights) = forward(&mut layer(&device, linear()), &[-1; 12], &[0.0; 12]).unwrap();
         assert!(ids.iter().all(|id| (0..5).contains(id)), "{ids:?}");
         let mut external = layer(&device, Router::External { top_k: 2 });
-        assert_eq!(forward(&mut external, &ids, &weights).unwrap().0, y, "{}", device.describe());
+        let by_hand = forward(&mut external, &ids, &weights).unwrap().0;
+        // A router of its own may make another form the cheapest, whose sums round in another order.
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + a.abs());
+        assert!(y.iter().zip(&by_hand).all(close), "{}: {y:?}, {by_hand:?}", device.describe());
     }
 }
 

@@ -14,11 +14,15 @@ const VECTORS: [&str; 3] = [include_str!("matrix.rs"), include_str!("warp.rs"), 
 const FAMILIES: [&str; 8] = ["mma", "ldmatrix", "movmatrix", "shfl", "vote", "match", "redux", "cvt"];
 
 /// Forms that have vectors, and how these spell them.
-const COVERED: [(&str, &str); 20] = [
+const COVERED: [(&str, &str); 22] = [
     ("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32", "check_mma(8, \"f16\", \"f32\", \"f32\")"),
     ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "check_mma(16, \"f16\", \"f32\", \"f32\")"),
     ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "check_mma(16, \"bf16\", \"f32\", \"f32\")"),
     ("ldmatrix.sync.aligned.m8n8.x4.shared.b16", "ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16"),
+    (
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+        "ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16",
+    ),
     ("movmatrix.sync.aligned.m8n8.trans.b16", "movmatrix.sync.aligned.m8n8.trans.b16"),
     ("shfl.sync.up.b32", "[\"up\", \"down\", \"bfly\", \"idx\"]"),
     ("shfl.sync.bfly.b32", "shfl.sync.{mode}.b32"),
@@ -30,6 +34,7 @@ const COVERED: [(&str, &str); 20] = [
     ("cvt.rn.f16x2.f32", "cvt.rn.f16x2.f32"),
     ("cvt.rn.bf16x2.f32", "cvt.rn.bf16x2.f32"),
     ("cvt.sat.f32.f32", "cvt.sat.f32.f32"),
+    ("cvt.s64.s32", "cvt.s64.s32"),
     ("cvt.u16.u32", "cvt.u16.u32"),
     ("cvt.u32.u16", "cvt.u32.u16"),
     ("cvt.u32.u64", "cvt.u32.u64"),
