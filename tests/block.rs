@@ -194,6 +194,42 @@ fn on_cuda<E: Element>(cuda: &molora::Cuda, p: &Problem<E>) -> Vec<E> {
     cuda.download(&y, p.tokens * HIDDEN).unwrap()
 }
 
+#[cfg(feature = "wgpu")]
+fn on_wgpu<E: Element>(wgpu: &molora::Wgpu, p: &Problem<E>) -> Vec<E> {
+    use molora::device::wgpu::{Pool, View};
+    let mut gate_up = Pool::packed(wgpu, pool_sizes::<E>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
+    let mut down = Pool::new(wgpu, pool_sizes::<E>(WIDTH, HIDDEN)).unwrap();
+    for slot in 0..ADAPTERS * EXPERTS {
+        let [gate, up, down_lora] = loras::<E>(slot);
+        gate_up.put_packed(slot, &[gate.as_ref(), up.as_ref()]).unwrap();
+        down.put(slot, down_lora.as_ref().unwrap()).unwrap();
+    }
+    let block = MoeBlock::<molora::Wgpu>::new(wgpu, EXPERTS, gate_up, down).unwrap();
+    let mut workspace = block.workspace::<E>(p.tokens, TOP_K).unwrap();
+    let (x, ids) = (wgpu.upload(&p.x).unwrap(), wgpu.upload(&p.topk_ids).unwrap());
+    let (lora_ids, weights) = (wgpu.upload(&p.lora_ids).unwrap(), wgpu.upload(&p.topk_weights).unwrap());
+    let (gate_up, down) = (wgpu.upload(&p.gate_up).unwrap(), wgpu.upload(&p.down).unwrap());
+    let y = wgpu.upload(&vec![E::from_f32(f32::NAN); p.tokens * HIDDEN]).unwrap();
+    let rows = BlockRows { tokens: p.tokens, top_k: TOP_K, x_stride: HIDDEN, y_stride: HIDDEN };
+    let routes = p.tokens * TOP_K;
+    let routing = BlockRouting {
+        topk_ids: View::new(&ids, 0, routes).unwrap(),
+        lora_ids: View::new(&lora_ids, 0, routes).unwrap(),
+        topk_weights: View::new(&weights, 0, routes).unwrap(),
+    };
+    let weights = BlockWeights {
+        gate_up: View::<E>::new(&gate_up, 0, p.gate_up.len()).unwrap(),
+        down: View::<E>::new(&down, 0, p.down.len()).unwrap(),
+    };
+    let (x, y_view) =
+        (View::<E>::new(&x, 0, p.x.len()).unwrap(), View::<E>::new(&y, 0, p.tokens * HIDDEN).unwrap());
+    let mut encoder = wgpu.encoder();
+    block.forward(&mut encoder, &rows, weights, x, &routing, &mut workspace, y_view).unwrap();
+    wgpu.queue().submit([encoder.finish()]);
+    assert!(block.device().take_status().unwrap().is_ok());
+    wgpu.download(&y, p.tokens * HIDDEN).unwrap()
+}
+
 fn every_device<E: Element>() {
     for tokens in [0, 1, 7, 66] {
         let p = problem::<E>(tokens);
@@ -201,6 +237,10 @@ fn every_device<E: Element>() {
         #[cfg(feature = "cuda")]
         if let Ok(cuda) = molora::Cuda::new(0) {
             judge("cuda", &p, &on_cuda(&cuda, &p));
+        }
+        #[cfg(feature = "wgpu")]
+        for wgpu in molora::Wgpu::adapters().iter().filter_map(|adapter| molora::Wgpu::open(adapter).ok()) {
+            judge(&wgpu.describe(), &p, &on_wgpu(&wgpu, &p));
         }
     }
 }

@@ -13,6 +13,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use super::{OP, Place};
 use crate::adapter::slots::Slots;
