@@ -102,6 +102,11 @@ impl Sizes {
             let expected = "sum or rank_sum (per_route has no row to add to)";
             return Err(Error::argument(OP, "output", expected, self.output.name()));
         }
+        if self.output == Output::RankSum && slots.is_packed() {
+            // A token's ranks would have to be equal in every slice, which no plan checks.
+            let expected = "sum for a packed pool";
+            return Err(Error::argument(OP, "output", expected, self.output.name()));
+        }
         let expected = self.out_features.checked_mul(self.in_features).ok_or_else(|| {
             let got = format!("{} * {}", self.out_features, self.in_features);
             Error::argument(OP, "out_features * in_features", "a size that fits memory", got)

@@ -166,6 +166,9 @@ impl Problem {
                 let y = 2.0 * (self.tokens * self.out_features * self.x.bytes()) as f64;
                 Ok((vec![base, shrink, Work { bytes: expand.bytes + y, ..expand }], planned))
             }
+            Form::Sparse if self.packed && self.output == Output::RankSum => {
+                Err("rank_sum of a packed output".into())
+            }
             Form::Sparse if !limits.sparse => Err("the device has no sparse form".into()),
             Form::Sparse => {
                 let multiply_adds = base.multiply_adds + self.extension(limits);

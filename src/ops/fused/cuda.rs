@@ -53,12 +53,13 @@ struct Product {
 impl Cuda {
     /// What the cost model knows of this device.
     pub fn fused_limits(&self, problem: &cost::Problem) -> cost::Limits {
+        let has_mma = self.offer().has_mma(problem.x, problem.adapters);
         cost::Limits {
             bandwidth: 2e12,
-            rate: 2e14,
+            rate: if has_mma { 2e14 } else { 2e13 },
             launch_s: 3e-6,
-            tile_tokens: 128,
-            rank_step: 16,
+            tile_tokens: if has_mma { 128 } else { 64 },
+            rank_step: if has_mma { 16 } else { 32 },
             few_tokens: super::few_cuda::most_tokens(problem.top_k),
             few_launches: 1,
             plan_launches: 1,
