@@ -128,7 +128,7 @@ fn fused_variants<X: Element>(
                 wgpu.fused_sparse(encoder, &sum, &plan, &pool, weight, bias, x, h, weights, y)?;
             }
         }
-        if top_k == 2 {
+        if top_k == 2 && slices.len() == 1 {
             let sizes = fused::Sizes { output: Output::RankSum, ..sum };
             wgpu.fused_sparse(encoder, &sizes, &plan, &pool, weight, None, x, h, weights, y)?;
         }

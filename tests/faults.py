@@ -53,6 +53,10 @@ FAULTS = [
     Fault("step_barrier_missing", EARLY, "fused_sparse_mma_f16", "fused/f16/t33_k2_e8_r16_i64_o64_uniform_sparse",
           [("fused_mma.cuh", "        wait_groups<STAGES - 2>();\n        __syncthreads();\n        u32 thread",
             "        wait_groups<STAGES - 2>();\n        u32 thread")]),
+    Fault("gates_barrier_missing", EARLY, "fused_gate_mma_f16", "fused/f16/t33_k2_e8_r16_i64_o64_uniform_dense",
+          [("fused_gate.cuh", "    __syncthreads();\n    products.finish(p, s);\n", "    products.finish(p, s);\n")]),
+    Fault("gates_of_nobody_unwritten", UNWRITTEN, "fused_gate_mma_bf16", "fused/bf16/t33_k2_e8_r16_i64_o64_uniform_dense",
+          [("fused_gate.cuh", "s.gates[i] = NOBODYS;", "if (i > THREADS) s.gates[i] = NOBODYS;")]),
     Fault("ring_barrier_missing", EARLY, "base_mma_f16", "base/f16/t33_i160_o64",
           [("base_mma.cuh", "        wait_groups<STAGES - 2>();\n        __syncthreads();\n",
             "        wait_groups<STAGES - 2>();\n")]),
@@ -77,7 +81,7 @@ FAULTS = [
     Fault("reads_rows_behind_the_last", BOUNDS, "base_few_f32", "base/f32/t5_i256_o16",
           [("rows.cuh", "row(min(m + j, rows - 1))", "row(m + j)")]),
     Fault("writes_tokens_behind_the_last", BOUNDS, "base_mma_f16", "base/f16/t33_i64_o64",
-          [("base_mma.cuh", "min(live - t0, TILE));", "TILE);")]),
+          [("base_mma.cuh", "p.out_features, min(live - t0, TILE),", "p.out_features, TILE,")]),
     Fault("writes_behind_the_list", BOUNDS, "route_f32", "route/f32/t1_k2_e8_i64_uniform_softmax_selected",
           [("route.cu", "    if (!own) return;\n", "")]),
     Fault("rank_check_dropped", BOUNDS, "shrink_few_f32_f32", "shrink/f32/t5_k2_e8_r4_i64_distinct",
@@ -169,7 +173,8 @@ def shorten(text, kernel):
 
 def plant(fault, compiler, bin_folder):
     """The whole text with the fault in its room; says what is stale instead of a text where an edit finds no place."""
-    folder, room = OUT / fault.name, fault.kernel.split("_")[0]
+    folder = OUT / fault.name
+    room = "gate" if fault.kernel.startswith(("fused_gate", "fused_concat")) else fault.kernel.split("_")[0]
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "kernels", folder, ignore=shutil.ignore_patterns("ptx", "compile"))
     for file, old, new in fault.edits:
