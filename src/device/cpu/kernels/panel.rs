@@ -15,6 +15,9 @@ use std::ops::Range;
 /// of summation for every number of rows, and shorter chains of roundings.
 pub(crate) const BLOCK: usize = 256;
 
+/// Bytes ahead of a stream that is read once.
+const AHEAD: usize = 4096;
+
 /// One call of [`block`].
 pub(crate) struct Block<'a, W> {
     /// Columns of one k behind each other, `w_stride` elements from one k to the next.
@@ -72,7 +75,12 @@ impl<W: Element> Kernel for Blocks<'_, W> {
             }
             let rows = args.x.rows_of(tile..tile + 1);
             let x = args.x.tile(tile)[args.inner.start * rows.len()..].as_ptr();
-            let next = args.next.cast::<u8>().wrapping_add(i * share * 64 * (k / 8));
+            // One tile reads its panel once, from memory: a little ahead in the same stream. Several share a block that lies
+            // in the first-level cache, and ask for the next one together.
+            let next = match args.tiles.len() {
+                1 => args.w.as_ptr().cast::<u8>().wrapping_add(AHEAD),
+                _ => args.next.cast::<u8>().wrapping_add(i * share * 64 * (k / 8)),
+            };
             let tile = Tile {
                 k,
                 x,
