@@ -180,10 +180,16 @@ impl MoeLora<Cuda> {
         cuda.expand(&shapes.expand, plan, pool, &h.as_view(), &topk_weights, y)
     }
 
-    /// The form of a call over `tokens` tokens, and why.
+    /// The form of a call over `tokens` tokens, and why. While the stream captures a graph the dense form is taken only on
+    /// demand.
     pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
         let problem = self.ask::<X>(tokens);
-        cost::choose(&problem, &self.device.fused_limits(&problem), self.form)
+        let mut limits = self.device.fused_limits(&problem);
+        // A captured dense form ends at the pool's rows of now, and replays shall see adapters that come later.
+        if self.form.is_none() && self.device.check_not_capturing(OP).is_err() {
+            limits.dense_rows = 0;
+        }
+        cost::choose(&problem, &limits, self.form)
     }
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
