@@ -216,6 +216,19 @@ fn a_captured_layer_is_its_launches() {
 }
 
 #[test]
+fn a_captured_layer_does_not_end_with_the_adapters_of_now() {
+    let Some(cuda) = device() else { return };
+    let layer = external::<f32>(&cuda, &[0, 1]);
+    let form = || layer.choose::<f32>(256).unwrap().form;
+    assert_eq!(form(), molora::ops::fused::Form::Dense, "few adapters and many tokens");
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    cuda.stream().begin_capture(mode).unwrap();
+    let captured = form();
+    let _ = cuda.stream().end_capture(sys::CUgraphInstantiate_flags(0)).unwrap();
+    assert_ne!(captured, molora::ops::fused::Form::Dense, "its launches know the rows of now alone");
+}
+
+#[test]
 fn host_memory_is_not_captured() {
     let Some(cuda) = device() else { return };
     let mut pool = pool::<f32>(&cuda, &[0]);
