@@ -136,6 +136,11 @@ impl Cpu {
         kernels::terms::store_row(self.level, c, bias, y);
     }
 
+    /// `sqrt(variance + epsilon)` of a row, on this thread.
+    pub(crate) fn deviation<X: Element>(&self, row: &[X], epsilon: f32) -> f32 {
+        kernels::deviation::deviation(self.level, row, epsilon)
+    }
+
     /// `c = row` on this thread.
     pub(crate) fn widen<Y: Element>(&self, row: &[Y], c: &mut [f32]) {
         kernels::pack::pack_rows(self.level, &[row], c);
