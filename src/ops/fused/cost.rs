@@ -114,7 +114,7 @@ impl Problem {
     }
 
     fn routes(&self) -> f64 {
-        if self.live == 0 { 0.0 } else { (self.tokens * self.top_k) as f64 }
+        if self.live == 0 { 0.0 } else { self.tokens as f64 * self.top_k as f64 }
     }
 
     /// x and weight read, y written.
@@ -151,7 +151,7 @@ impl Problem {
         }
         let rows = self.tokens.min(limits.tile_tokens);
         let tiles = self.tokens.div_ceil(limits.tile_tokens) as f64;
-        let steps = self.active((rows * self.top_k) as f64) * (rank / step).ceil();
+        let steps = self.active(rows as f64 * self.top_k as f64) * (rank / step).ceil();
         tiles * limits.tile_tokens as f64 * steps * step * self.out_features as f64
     }
 
@@ -163,7 +163,7 @@ impl Problem {
         match form {
             Form::Beside if self.packed => Err("a packed output has no separate expand".into()),
             Form::Beside => {
-                let y = 2.0 * (self.tokens * self.out_features * self.x.bytes()) as f64;
+                let y = 2.0 * self.tokens as f64 * self.out_features as f64 * self.x.bytes() as f64;
                 Ok((vec![base, shrink, Work { bytes: expand.bytes + y, ..expand }], planned))
             }
             Form::Sparse if self.packed && self.output == Output::RankSum => {
