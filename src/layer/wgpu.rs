@@ -73,7 +73,7 @@ impl MoeLora<Wgpu> {
             plan::Sizes { tokens, top_k: self.router.top_k(), experts: self.pool.slots().sizes().experts };
         sizes.check()?;
         let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
-        let h = self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens);
+        let h = self.h_len(slots, slots.max_rank(), &limits, tokens);
         Ok([device::Plan::bytes(&sizes), (h as u64).saturating_mul(4)])
     }
 

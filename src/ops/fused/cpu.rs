@@ -31,6 +31,9 @@ impl Cpu {
             few_launches: 3,
             plan_launches: 0,
             dense_rows: 1024,
+            dense_refused: None,
+            // A token's bits depend on neither its batch nor the form that its size would choose.
+            dense_on_demand: Some("its sums have an order of their own"),
             dense_experts: 0,
             sparse: true,
             batch_invariant: false,

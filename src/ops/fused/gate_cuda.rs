@@ -73,6 +73,8 @@ impl Cuda {
     /// z may be columns of x's own rows behind `in_features` (`[x | z]`, see [`Cuda::fused_concat`]), with x's stride. Where
     /// its rows have room, z's columns are zeros up to the next multiple of 8. A token's bits do not depend on its batch.
     ///
+    /// In f16, z beyond 65,504 is infinite, and its token's row of y with it: no other form has that limit.
+    ///
     /// Ids mean the adapters that are in the pool when the launch runs; columns are those of the pool when it was enqueued.
     /// Tokens from `live_tokens` on are neither read nor written. The status word tells of ids out of range, empty slots,
     /// weights and scores that are not finite, and adapters that lie behind the launch's columns: all count for nothing.
