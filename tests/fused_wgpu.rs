@@ -343,6 +343,46 @@ fn a_pool_of_another_device_is_refused() {
     assert!(refused.contains("one of another device"), "{refused}");
 }
 
+/// Nothing is computed from a size before it is checked.
+#[test]
+fn absurd_sizes_are_refused() {
+    let Some(wgpu) = devices().into_iter().next() else { return };
+    let (case, huge) = (Case::<f32, f32>::new(3, 2, &[5, 4], (24, 20)), usize::MAX);
+    let (pool, sizes) = (case.pool(&wgpu), case.sizes);
+    let upload = |len: usize| wgpu.upload(&vec![0f32; len]).unwrap();
+    let (x, weight, y) = (upload(case.x.len()), upload(24 * 20), upload(3 * sizes.y_stride));
+    let (h, weights, ids) = (upload(6 * 10), upload(6), wgpu.upload(&case.ids).unwrap());
+    let (ids, weights) = (View::new(&ids, 0, 6).unwrap(), View::<f32>::new(&weights, 0, 6).unwrap());
+    let (x, weight) = (View::<f32>::whole(&x), View::<f32>::whole(&weight));
+    let (h, y) = (View::<f32>::whole(&h), View::<f32>::whole(&y));
+    let mut encoder = wgpu.encoder();
+    let plan = wgpu.plan(&mut encoder, &case.plan_sizes(), &pool, ids).unwrap();
+    for bad in [
+        fused::Sizes { tokens: huge, ..sizes },
+        fused::Sizes { tokens: huge, top_k: 0, ..sizes },
+        fused::Sizes { top_k: huge, ..sizes },
+        fused::Sizes { in_features: huge, ..sizes },
+        fused::Sizes { x_stride: huge, ..sizes },
+        fused::Sizes { x_stride: 23, ..sizes },
+        fused::Sizes { h_stride: huge, ..sizes },
+        fused::Sizes { h_stride: 4, ..sizes },
+        fused::Sizes { y_stride: huge, ..sizes },
+        fused::Sizes { out_features: huge, ..sizes },
+    ] {
+        let few = wgpu.fused_few(&mut encoder, &bad, &pool, weight, None, x, ids, weights, h, y);
+        assert!(few.is_err(), "few {bad:?}");
+        let sparse = wgpu.fused_sparse(&mut encoder, &bad, &plan, &pool, weight, None, x, h, weights, y);
+        assert!(sparse.is_err(), "sparse {bad:?}");
+        let bad = if bad.h_stride == sizes.h_stride { fused::Sizes { h_stride: 10, ..bad } } else { bad };
+        let dense = wgpu.fused_dense(&mut encoder, &bad, &pool, weight, None, x, h, y);
+        assert!(dense.is_err(), "dense {bad:?}");
+        if bad.y_stride == sizes.y_stride && bad.out_features == sizes.out_features {
+            let gate = wgpu.fused_gate(&mut encoder, &bad, &pool, None, x, ids, weights, h);
+            assert!(gate.is_err(), "gate {bad:?}");
+        }
+    }
+}
+
 #[test]
 fn the_gate_routes_as_route_does() {
     const EXPERTS: usize = 13;
