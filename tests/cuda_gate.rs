@@ -471,7 +471,7 @@ fn absurd_sizes_are_refused() {
         let x = cuda.upload(&problem.x).unwrap();
         let x = View::whole(&cuda, &x).unwrap();
         let (z, mut y) =
-            (cuda.upload(&vec![f16::ZERO; 5 * 8]).unwrap(), cuda.upload(&vec![f16::ZERO; 5 * OUT]).unwrap());
+            (cuda.upload(&[f16::ZERO; 5 * 8]).unwrap(), cuda.upload(&[f16::ZERO; 5 * OUT]).unwrap());
         let (z, mut y) = (View::whole(&cuda, &z).unwrap(), ViewMut::whole(&cuda, &mut y).unwrap());
         common::refuses(cuda.fused_dense(&engine.sizes, &problem.pool, &weight, None, &x, &z, None, &mut y));
     }
