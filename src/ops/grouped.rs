@@ -18,6 +18,9 @@
 //! exact, none padded. h is `[routes, h_stride]`, [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined:
 //! after the sum over the routes).
 //!
+//! A LoRA's slot must still hold what it held for shrink: of a slot that is replaced between the two, h is the older
+//! adapter's and B the newer one's, and a product without a plan of the LoRAs cannot tell.
+//!
 //! The base experts' plan is an ordinary plan over `topk_ids` and a pool of markers (`Pool::markers`), whose slots are all
 //! live and hold nothing.
 
