@@ -8,16 +8,15 @@ use crate::error::{Error, Result};
 use regex_lite::Regex;
 use std::path::Path;
 
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Options that say how the adapter was made or where it belongs, and nothing about what it computes.
-const INERT: [&str; 12] = [
+const INERT: [&str; 11] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
     "lora_dropout",
     "megatron_core",
-    "peft_version",
     "qalora_group_size",
     "revision",
     "runtime_config",
@@ -42,6 +41,8 @@ pub(crate) struct Config {
     excluded: Option<Modules>,
     layers: Vec<usize>,
     layers_pattern: Vec<Regex>,
+    parameters: Vec<String>,
+    version: Option<String>,
 }
 
 /// A choice of modules, as `target_modules` and `exclude_modules` make it.
@@ -64,13 +65,28 @@ impl Modules {
     }
 }
 
-fn ends_with_path(module: &str, name: &str) -> bool {
+pub(crate) fn ends_with_path(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 impl Config {
-    /// Reads and checks the file.
+    /// Reads and checks the file; refuses `target_parameters`, whose factors are not a linear's.
     pub(crate) fn read(path: &Path) -> Result<Self> {
+        let config = Self::read_with_parameters(path)?;
+        if !config.parameters.is_empty() {
+            let expected = "nothing set (adapter::read_peft_parameters reads it)";
+            return Err(Error::format(
+                config.file,
+                "target_parameters",
+                expected,
+                config.parameters.join(", "),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Reads and checks the file.
+    pub(crate) fn read_with_parameters(path: &Path) -> Result<Self> {
         let file = path.display().to_string();
         let json = Json::parse(&file, &read_bounded(path, MAX_CONFIG_BYTES)?)?;
         let Json::Object(entries) = json else {
@@ -114,6 +130,8 @@ impl Config {
             excluded: None,
             layers: Vec::new(),
             layers_pattern,
+            parameters: Vec::new(),
+            version: None,
         };
         for (key, value) in &entries {
             config.set(key, value)?;
@@ -153,6 +171,18 @@ impl Config {
                 let alpha = |value: &Json| if let Json::Number(alpha) = value { Some(*alpha) } else { None };
                 self.alpha_pattern = pattern_map(&self.file, key, value, "a number", alpha)?;
             }
+            "target_parameters" if value.is_unset() => {}
+            "target_parameters" => match value {
+                Json::List(_) => {
+                    self.parameters = value.as_texts().ok_or_else(|| refuse("a list of texts"))?
+                }
+                _ => return Err(refuse("a list of texts")),
+            },
+            "peft_version" => match value {
+                Json::Null => {}
+                Json::Text(version) => self.version = Some(version.clone()),
+                _ => return Err(refuse("a text")),
+            },
             "target_modules" => self.targets = modules(&self.file, key, value)?,
             "exclude_modules" if value.is_unset() => {}
             "exclude_modules" => self.excluded = modules(&self.file, key, value)?,
@@ -182,6 +212,21 @@ impl Config {
             return Err(Error::format(&self.file, "layers_to_transform", expected, "none"));
         }
         Ok(())
+    }
+
+    /// The parameters that carry experts' factors, as `target_parameters` names them: paths, or their last parts.
+    pub(crate) fn parameters(&self) -> &[String] {
+        &self.parameters
+    }
+
+    /// The PEFT that wrote the file; 0.17 and older do not say.
+    pub(crate) fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// The file as it was named.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
     }
 
     /// The rank of one module: the first matching entry of `rank_pattern`, else `r`.
@@ -235,6 +280,7 @@ impl Config {
         let refuse =
             |item: &str, expected: String| Error::format(&self.file, item, expected, "none in the file");
         match &self.targets {
+            None if !self.parameters.is_empty() => {}
             None => return Err(refuse("target_modules", "the names of the adapted modules".to_owned())),
             Some(Modules::Names(names)) => {
                 for name in names {
