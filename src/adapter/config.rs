@@ -3,6 +3,7 @@
 //! Options that molora does not know are refused by name as soon as they are set; nothing is ignored in silence.
 
 use super::json::Json;
+use super::patterns::{self, Pattern, regex};
 use super::tensors::read_bounded;
 use crate::error::{Error, Result};
 use regex_lite::Regex;
@@ -35,8 +36,8 @@ pub(crate) struct Config {
     rank: usize,
     alpha: f64,
     rank_stabilised: bool,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Vec<Pattern<usize>>,
+    alpha_pattern: Vec<Pattern<f64>>,
     targets: Option<Modules>,
     excluded: Option<Modules>,
     layers: Vec<usize>,
@@ -165,11 +166,11 @@ impl Config {
             },
             "rank_pattern" => {
                 let rank = |value: &Json| value.as_usize().filter(|rank| *rank > 0);
-                self.rank_pattern = pattern_map(&self.file, key, value, "a whole number from 1", rank)?;
+                self.rank_pattern = patterns::read(&self.file, key, value, "a whole number from 1", rank)?;
             }
             "alpha_pattern" => {
                 let alpha = |value: &Json| if let Json::Number(alpha) = value { Some(*alpha) } else { None };
-                self.alpha_pattern = pattern_map(&self.file, key, value, "a number", alpha)?;
+                self.alpha_pattern = patterns::read(&self.file, key, value, "a number", alpha)?;
             }
             "target_parameters" if value.is_unset() => {}
             "target_parameters" => match value {
@@ -231,12 +232,20 @@ impl Config {
 
     /// The rank of one module: the first matching entry of `rank_pattern`, else `r`.
     pub(crate) fn rank(&self, module: &str) -> usize {
-        first_match(&self.rank_pattern, module).unwrap_or(self.rank)
+        patterns::value(&self.rank_pattern, module).unwrap_or(self.rank)
     }
 
     /// What the config says `B (A x)` is multiplied by in one module: alpha / rank, or alpha / sqrt(rank).
+    ///
+    /// Refuses patterns that older versions read otherwise, unless the config says that a newer one wrote it.
     pub(crate) fn scaling(&self, module: &str) -> Result<f32> {
-        let alpha = first_match(&self.alpha_pattern, module).unwrap_or(self.alpha);
+        let (ranks, alphas) = (&self.rank_pattern, &self.alpha_pattern);
+        if self.version.is_none() && !patterns::always_meant_the_same(ranks, alphas, module) {
+            let expected =
+                format!("a version, since PEFT up to 0.14 read the patterns for {module} otherwise");
+            return Err(Error::format(&self.file, "peft_version", expected, "none"));
+        }
+        let alpha = patterns::value(&self.alpha_pattern, module).unwrap_or(self.alpha);
         let rank = self.rank(module) as f64;
         let scaling = (alpha / if self.rank_stabilised { rank.sqrt() } else { rank }) as f32;
         if !scaling.is_finite() {
@@ -300,31 +309,6 @@ impl Config {
     }
 }
 
-/// PEFT's rule: the first key, in the file's order, that matches the path or its last parts as a pattern.
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
-}
-
-fn pattern_map<T>(
-    file: &str,
-    item: &str,
-    value: &Json,
-    expected: &str,
-    read: impl Fn(&Json) -> Option<T>,
-) -> Result<Vec<(Regex, T)>> {
-    let entries = match value {
-        Json::Null => return Ok(Vec::new()),
-        Json::Object(entries) => entries,
-        other => return Err(Error::format(file, item, "an object of patterns", other)),
-    };
-    let one = |(key, value): &(String, Json)| {
-        let item = format!("{item}.{key}");
-        let number = read(value).ok_or_else(|| Error::format(file, &item, expected, value))?;
-        Ok((regex(file, &item, key, &format!(r"^(.*\.)?({key})$"))?, number))
-    };
-    entries.iter().map(one).collect()
-}
-
 fn modules(file: &str, item: &str, value: &Json) -> Result<Option<Modules>> {
     match value {
         Json::Null => Ok(None),
@@ -335,11 +319,4 @@ fn modules(file: &str, item: &str, value: &Json) -> Result<Option<Modules>> {
             None => Err(Error::format(file, item, "a text or a list of texts", other)),
         },
     }
-}
-
-/// Compiles `whole`, which wraps the file's own `pattern`. Look-around and back-references are refused here.
-fn regex(file: &str, item: &str, pattern: &str, whole: &str) -> Result<Regex> {
-    Regex::new(pattern)
-        .and_then(|_| Regex::new(whole))
-        .map_err(|e| Error::format(file, item, "a regular expression without look-around", e))
 }

@@ -13,6 +13,7 @@ mod config;
 mod json;
 mod ming;
 mod parameters;
+mod patterns;
 mod peft;
 mod phatgoose;
 mod pickle;
