@@ -1,8 +1,9 @@
 //! Stacked experts: what is refused. What is computed stands in `written`.
 
-use crate::files::{Stored, config_with, folder, refused, stored};
+use crate::files::{Stored, config_with, folder, raw_folder, refused, stored};
 use crate::written::{fixture, parameters};
 use molora::adapter::{Adapter, ExpertParameter, PeftParameters, read_peft_parameters};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const OUTER: &str = "base_model.model.layers.0.experts.lora_A.weight";
@@ -120,4 +121,31 @@ fn a_square_parameter_without_a_version_is_refused() {
     assert_eq!(refused(read_peft_parameters(folder.path(), &parameters(false, false))), "peft_version");
     let from_peft = Adapter::from_peft(folder.path());
     assert_eq!(refused(from_peft), "target_parameters", "the other door sends it here");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Flips bytes of what PEFT wrote. A change inside the weights may still be a valid file.
+    #[test]
+    fn corrupted_files_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        in_config in any::<bool>(),
+        in_first in any::<bool>(),
+    ) {
+        let source = fixture("peft_parameters").join("0.21.2");
+        let [mut config, mut tensors] = ["adapter_config.json", "adapter_model.safetensors"]
+            .map(|name| std::fs::read(source.join(name)).unwrap());
+        let target = if in_config { &mut config } else { &mut tensors };
+        for (place, byte) in changes {
+            let place = place.index(target.len());
+            target[place] = byte;
+        }
+        let folder = raw_folder(&config, &tensors);
+        if let Ok(read) = read_peft_parameters(folder.path(), &parameters(in_first, false)) {
+            for lora in read.experts.values().flatten() {
+                prop_assert!(lora.a().chain(lora.b()).all(f32::is_finite) && lora.scaling().is_finite());
+            }
+        }
+    }
 }
