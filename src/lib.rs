@@ -10,6 +10,7 @@
 //!   experts in one product;
 //! - [`device`]: [`Cpu`], `Cuda` and `Wgpu`, the only places that know threads, SIMD, cudarc and wgpu;
 //! - [`host`]: a device chosen at run time, host slices in and out;
+//! - [`trace`]: which adapters each token took, counters, JSON lines;
 //! - [`element`], [`error`].
 
 pub mod adapter;
@@ -19,6 +20,7 @@ pub mod error;
 pub mod host;
 pub mod layer;
 pub mod ops;
+pub mod trace;
 
 pub use adapter::Lora;
 pub use device::Cpu;

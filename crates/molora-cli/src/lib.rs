@@ -6,4 +6,6 @@ pub mod devices;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
+pub mod picture;
+pub mod trace;
 pub mod verify;
