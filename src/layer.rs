@@ -138,6 +138,21 @@ impl<D: Place> MoeLora<D> {
         &mut self.pool
     }
 
+    /// The same layer with ids given, over a pool of the same memory: what a store lends.
+    pub(crate) fn over(&self, pool: D::Pool) -> Self
+    where
+        D: Clone,
+    {
+        let router = Router::External { top_k: self.router.top_k() };
+        Self { device: self.device.clone(), pool, router, output: self.output, form: self.form }
+    }
+
+    /// The same layer with another pool, and what is left of its own.
+    pub(crate) fn map_pool<T>(self, map: impl FnOnce(D::Pool) -> (D::Pool, T)) -> (Self, T) {
+        let (pool, left) = map(self.pool);
+        (Self { pool, ..self }, left)
+    }
+
     /// The router.
     pub fn router(&self) -> &Router<D::Linear> {
         &self.router

@@ -4,6 +4,7 @@
 //! - [`Adapter`]: one named set of them, keyed by the module's path. [`Adapter::from_peft`] reads a PEFT folder.
 //! - [`read_ming`]: MING-MOE checkpoints, experts and their switch per linear.
 //! - [`read_routers`]: routers kept apart from the adapters.
+//! - [`store`]: adapters that come and go on a device while batches run.
 
 mod config;
 mod json;
@@ -11,6 +12,7 @@ mod ming;
 mod peft;
 mod router;
 pub mod slots;
+pub mod store;
 mod tensors;
 
 pub use ming::{Ming, MingModule, read_ming};

@@ -93,6 +93,7 @@ impl Cpu {
         z: &mut [Z],
     ) -> Result<()> {
         let slots = pool.slots();
+        slots.check_not_view(OP)?;
         let Sizes { tokens, top_k, in_features, x_stride, .. } = *sizes;
         crate::ops::check_equal(OP, "in_features", slots.sizes().in_features, in_features)?;
         crate::ops::check_routes(OP, tokens, top_k)?;
@@ -156,6 +157,7 @@ impl Cpu {
         y: &mut [X],
     ) -> Result<()> {
         let slots = pool.slots();
+        slots.check_not_view(OP)?;
         self.check_fused(sizes, pool, weight, bias, x, y)?;
         sizes.check_z(slots, z.len(), sizes.routes(), sizes.routes())?;
         let rows = slots.used_rows();
@@ -213,6 +215,7 @@ impl Cpu {
         let slots = pool.slots();
         let (inputs, outputs) = (slots.sizes().in_features, slots.sizes().out_features);
         slots.check_not_packed(OP)?;
+        slots.check_not_view(OP)?;
         crate::ops::check_len(OP, "weight", inputs * outputs, weight.len())?;
         check_rows(OP, "row", (outputs, inputs + slots.used_rows(), row_stride), concat.len())?;
         let rows = concat.chunks_mut(row_stride.max(1));
@@ -249,7 +252,7 @@ impl Cpu {
 
 /// Column o of B transposed.
 fn column<B: Element, X: Element>(pool: &Pool, o: usize, to: &mut [X]) {
-    for (_, panel) in pool.b_panels::<B>(o..o + 1) {
+    for (_, panel) in pool.whole_b_panels::<B>(o..o + 1) {
         let values = panel[o % B_COLUMNS..].iter().step_by(B_COLUMNS);
         to.iter_mut().zip(values).for_each(|(to, b)| *to = X::from_f32(b.to_f32()));
     }

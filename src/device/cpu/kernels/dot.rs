@@ -1,6 +1,7 @@
 //! Rows times rows: scores and shrink.
 
 use super::{Kernel, run};
+use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 use std::ops::Range;
@@ -11,7 +12,7 @@ pub(crate) const INNER: usize = 256;
 /// Rows cut into blocks of [`INNER`] elements: block b of row r starts at `r * row + b * block`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, W> {
-    pub(crate) data: &'a [W],
+    pub(crate) data: Span<'a, W>,
     pub(crate) row: usize,
     pub(crate) block: usize,
 }
@@ -19,7 +20,7 @@ pub(crate) struct Matrix<'a, W> {
 impl<'a, W> Matrix<'a, W> {
     /// Whole rows behind each other.
     pub(crate) fn row_major(data: &'a [W], inner: usize) -> Self {
-        Self { data, row: inner, block: INNER }
+        Self { data: data.into(), row: inner, block: INNER }
     }
 }
 
