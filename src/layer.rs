@@ -148,9 +148,9 @@ impl<D: Place> MoeLora<D> {
     }
 
     /// The same layer with another pool, and what is left of its own.
-    pub(crate) fn map_pool<T>(self, map: impl FnOnce(D::Pool) -> (D::Pool, T)) -> (Self, T) {
-        let (pool, left) = map(self.pool);
-        (Self { pool, ..self }, left)
+    pub(crate) fn map_pool<T>(self, map: impl FnOnce(D::Pool) -> Result<(D::Pool, T)>) -> Result<(Self, T)> {
+        let (pool, left) = map(self.pool)?;
+        Ok((Self { pool, ..self }, left))
     }
 
     /// The router.

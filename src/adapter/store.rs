@@ -37,7 +37,7 @@ mod lease;
 mod report;
 mod tier;
 
-pub(crate) use device::DevicePool;
+pub use device::DevicePool;
 pub use lease::Lease;
 pub use report::{AdapterMemory, Counters, LayerRows, Memory, Tier};
 
@@ -167,8 +167,8 @@ impl<D: Place<Pool: DevicePool> + Clone> Store<D> {
             let nothing = slots.view::<Resident>(&[], |_| None)?;
             let (template, (slots, factors)) = layer.map_pool(|pool| {
                 let (slots, factors) = pool.take_apart();
-                (D::Pool::view(&factors, nothing), (slots, factors))
-            });
+                Ok((D::Pool::view(&factors, nothing)?, (slots, factors)))
+            })?;
             books.push(Books { slots, factors: factors.clone() });
             layers.push(Layer { modules: own, template, factors, row_bytes });
         }

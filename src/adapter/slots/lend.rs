@@ -21,9 +21,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// The pool's number.
-    pub(crate) fn pool(&self) -> u64 {
-        self.pool
+    /// Refuses the memory of a pool of another number.
+    pub(crate) fn check_pool(&self, pool: u64) -> Result<()> {
+        if self.pool == pool {
+            return Ok(());
+        }
+        Err(Error::argument(OP, "rows", "rows of this pool", "another's"))
     }
 
     /// The slot's id.
@@ -91,6 +94,14 @@ impl Slots {
         self.held.is_some()
     }
 
+    /// Refuses books that are no view of the pool of this number: of one pool there is one set of other books.
+    pub(crate) fn check_view_of(&self, pool: u64) -> Result<()> {
+        if self.is_view() && self.id == pool {
+            return Ok(());
+        }
+        Err(Error::argument(OP, "slots", "a view of this pool's books", "other books"))
+    }
+
     /// Refuses a view where all rows of the pool are read, or written.
     pub(crate) fn check_not_view(&self, op: &'static str) -> Result<()> {
         if self.is_view() {
@@ -110,10 +121,7 @@ impl Slots {
     }
 
     fn check_rows(&self, rows: &Rows) -> Result<()> {
-        if rows.pool == self.id && rows.id < self.slots.len() {
-            return Ok(());
-        }
-        Err(Error::argument(OP, "rows", "rows of this pool", "another's"))
+        rows.check_pool(self.id)
     }
 }
 

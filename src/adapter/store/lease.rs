@@ -84,7 +84,7 @@ impl<D: Place<Pool: DevicePool> + Clone> Lease<D> {
         let served = self.inner.layer(layer)?;
         let books =
             served.template.pool().slots().view(&self.residents, |r: &Resident| r.rows[layer].as_ref())?;
-        Ok(served.template.over(D::Pool::view(&served.factors, books)))
+        Ok(served.template.over(D::Pool::view(&served.factors, books)?))
     }
 
     fn resident(&self, i: usize) -> Result<&Resident> {

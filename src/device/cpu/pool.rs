@@ -9,7 +9,7 @@ use crate::adapter::{
     store::DevicePool,
 };
 use crate::element::{Element, ElementType};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::Arc;
@@ -201,8 +201,9 @@ impl DevicePool for Pool {
         (self.slots, self.factors)
     }
 
-    fn view(factors: &Arc<Factors>, slots: Slots) -> Self {
-        Self { slots, factors: factors.clone() }
+    fn view(factors: &Arc<Factors>, slots: Slots) -> Result<Self> {
+        slots.check_view_of(factors.pool)?;
+        Ok(Self { slots, factors: factors.clone() })
     }
 
     fn check(_: &Arc<Factors>) -> Result<()> {
@@ -212,9 +213,7 @@ impl DevicePool for Pool {
     fn fill(factors: &Arc<Factors>, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
         let ranks: usize = loras.iter().map(|lora| lora.rank()).sum();
         crate::ops::check_equal("pool", "ranks", rows.slot().rank as usize, ranks)?;
-        if rows.pool() != factors.pool {
-            return Err(Error::argument("pool", "rows", "rows of this pool", "another's"));
-        }
+        rows.check_pool(factors.pool)?;
         // SAFETY: rows of this pool, as many as the LoRAs have; the exclusive borrow of their one right says that no view
         // shares it. See `Factors`.
         unsafe { factors.write(rows.slot(), loras) };

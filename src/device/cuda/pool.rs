@@ -33,6 +33,7 @@ pub struct Pool {
 /// A pool's memory, which a store's views share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Factors {
+    pool: u64,
     cuda: Cuda,
     element: ElementType,
     /// Elements from one row of A, and of B transposed, to the next.
@@ -65,8 +66,8 @@ impl Pool {
         let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
-        let (cuda, element, table) = (cuda.clone(), sizes.element, Arc::new(table));
-        Ok(Self { slots, factors: Factors { cuda, element, strides, table, a, b, reserved_rank: 0 } })
+        let (pool, cuda, element, table) = (slots.id(), cuda.clone(), sizes.element, Arc::new(table));
+        Ok(Self { slots, factors: Factors { pool, cuda, element, strides, table, a, b, reserved_rank: 0 } })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -216,8 +217,9 @@ impl DevicePool for Pool {
         (self.slots, self.factors)
     }
 
-    fn view(factors: &Factors, slots: Slots) -> Self {
-        Self { slots, factors: factors.clone() }
+    fn view(factors: &Factors, slots: Slots) -> Result<Self> {
+        slots.check_view_of(factors.pool)?;
+        Ok(Self { slots, factors: factors.clone() })
     }
 
     fn check(factors: &Factors) -> Result<()> {
@@ -226,6 +228,7 @@ impl DevicePool for Pool {
 
     fn fill(factors: &Factors, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
         factors.cuda.check_not_capturing(OP)?;
+        rows.check_pool(factors.pool)?;
         factors.write(rows.slot(), loras)
     }
 

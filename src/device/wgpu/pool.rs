@@ -29,6 +29,7 @@ pub struct Pool {
 /// A pool's memory, which a store's views share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Factors {
+    pool: u64,
     wgpu: Wgpu,
     element: ElementType,
     /// Elements from one row of A, and of B transposed, to the next.
@@ -61,8 +62,8 @@ impl Pool {
         let (strides, table_bytes) = (strides(&slots), table_bytes(&slots));
         let a = factor("lora_a", 0, strides[0])?;
         let b = factor("lora_b", table_bytes, strides[1])?;
-        let (wgpu, element) = (wgpu.clone(), sizes.element);
-        Ok(Self { slots, factors: Factors { wgpu, element, strides, table_bytes, a, b } })
+        let (pool, wgpu, element) = (slots.id(), wgpu.clone(), sizes.element);
+        Ok(Self { slots, factors: Factors { pool, wgpu, element, strides, table_bytes, a, b } })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -185,8 +186,9 @@ impl DevicePool for Pool {
         (self.slots, self.factors)
     }
 
-    fn view(factors: &Factors, slots: Slots) -> Self {
-        Self { slots, factors: factors.clone() }
+    fn view(factors: &Factors, slots: Slots) -> Result<Self> {
+        slots.check_view_of(factors.pool)?;
+        Ok(Self { slots, factors: factors.clone() })
     }
 
     fn check(factors: &Factors) -> Result<()> {
@@ -195,6 +197,7 @@ impl DevicePool for Pool {
 
     fn fill(factors: &Factors, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
         factors.wgpu.alive()?;
+        rows.check_pool(factors.pool)?;
         factors.write(rows.slot(), loras);
         Ok(())
     }
