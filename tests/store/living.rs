@@ -139,6 +139,7 @@ fn a_replaced_adapter_serves_those_who_have_it<D: Engine>() {
         let why = refuses(store.acquire(&["b"]));
         assert!(why.contains("replaced, but leased: a"), "{why}");
         drop((old, new));
+        judge(&store, &["b"], &[(3, 20)]);
         judge(&store, &["b", "a"], &[(3, 20), (2, 8)]);
         // Replaced where nobody has it: gone at once.
         store.replace("b", adapter(4, 9)).unwrap();
@@ -191,7 +192,8 @@ fn ids_that_were_not_lent_are_not_read<D: Engine>() {
         for (key, seed, rank) in [("a", 1, 4), ("b", 2, 16)] {
             store.register(key, adapter(seed, rank)).unwrap();
         }
-        let (a, b) = (store.acquire(&["a"]).unwrap(), store.acquire(&["b"]).unwrap());
+        // b is older than a, so that its age alone does not keep it from a's lease.
+        let (b, a) = (store.acquire(&["b"]).unwrap(), store.acquire(&["a"]).unwrap());
         let (x, base, layer) = (values(1, 3 * IN), values(2, OUT * IN), a.layer(0).unwrap());
         let ids = [a.id(0, 0).unwrap(), b.id(0, 0).unwrap(), a.id(0, 0).unwrap()];
         // On a GPU an id of a larger rank than the lease's must leave its neighbours' rows of h alone.

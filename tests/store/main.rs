@@ -1,7 +1,9 @@
 //! A living pool: adapters come and go while batches run, on every device.
 
+mod books;
 mod devices;
 mod living;
+mod stress;
 
 use molora::adapter::store::{Limits, Served, Store};
 use molora::adapter::{Adapter, slots::PoolSizes};
