@@ -190,7 +190,8 @@ impl<D: Place> MoeLora<D> {
         }
     }
 
-    /// What the cost model is asked; `router_experts` is 0 where ids are given.
+    /// What the cost model is asked; `router_experts` is 0 where ids are given. Of what a store lent the dense form is not
+    /// offered unless demanded: its sums follow the places of the adapters' rows.
     fn problem(&self, slots: &Slots, x: ElementType, router_experts: usize, tokens: usize) -> cost::Problem {
         let live = slots.slots().iter().filter(|s| s.rank > 0);
         let sizes = slots.sizes();
@@ -203,7 +204,7 @@ impl<D: Place> MoeLora<D> {
             adapters: sizes.element,
             live: live.clone().count(),
             ranks: live.map(|s| s.rank as usize).sum(),
-            used_rows: slots.used_rows(),
+            used_rows: if slots.is_view() && self.form.is_none() { usize::MAX } else { slots.used_rows() },
             router_experts,
             packed: slots.is_packed(),
             output: self.output,

@@ -27,8 +27,9 @@
 //! there is to it, and the compiler sees it: to write rows takes their [`Rows`](super::slots::Rows) alone, to read them a
 //! shared one. On a GPU the work outlives the call, but in order: what takes the rows is copied behind what was submitted.
 //!
-//! A request's results do not depend on what else comes and goes, not even in their last bits: a layer of a lease knows the
-//! lease's adapters and no others.
+//! A request's results do not depend on what else comes and goes: a layer of a lease knows the lease's adapters and no others,
+//! so that neither its workspace nor its form does. On the CPU, and on GPUs where a token has one adapter, that holds to the
+//! last bit; of several, GPUs add in the order of slots, which are those that were empty.
 
 mod acquire;
 mod device;
@@ -217,8 +218,9 @@ impl<D: Place<Pool: DevicePool> + Clone> Store<D> {
 
     /// Makes these adapters resident and lends them; see the [module](self) for who leaves and who waits. A key may come twice.
     ///
-    /// Refuses unknown keys, and says who holds the room where there is none: then nothing has changed but that earlier keys of
-    /// the call may have come in.
+    /// Refuses unknown keys, and says who holds the room where there is none: then nothing has changed but that others may have
+    /// been evicted for earlier keys of the call. While a CUDA stream captures, what is resident can be acquired, and nothing
+    /// else.
     pub fn acquire<K: AsRef<str>>(&self, keys: &[K]) -> Result<Lease<D>> {
         self.inner.acquire(keys)
     }

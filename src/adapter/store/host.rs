@@ -80,7 +80,9 @@ impl HostTier {
             let expected = format!("at most {} bytes beside {others} of others", self.budget - others);
             return Err(Error::argument(OP, format!("adapter {key:?} in host memory"), expected, bytes));
         }
-        self.remove(key);
+        if self.contains(key) {
+            self.remove(key);
+        }
         self.drop_loaded(bytes);
         Ok(self.insert(key, adapter, bytes, true))
     }

@@ -75,7 +75,7 @@ impl<D: Place<Pool: DevicePool> + Clone> Lease<D> {
     }
 
     /// A layer to run with these adapters. It knows no others: their ids are refused (CPU), or skipped with a bit in the status
-    /// word (GPUs), and neither workspace, form nor bits depend on what else is in the pool. Its ids are given
+    /// word (GPUs), and neither workspace nor form depend on what else is in the pool. Its ids are given
     /// ([`Router::External`](crate::Router::External)); a layer's own router fills them by [`Store::layer`](super::Store::layer)'s
     /// `route`. It may be kept and used from any thread, and holds its adapters like the lease.
     ///
