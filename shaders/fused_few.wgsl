@@ -21,7 +21,7 @@ fn experts_of(t: u32, lane: u32, slice: u32, column: u32) {
         let weight = topk_weights_at(n);
         if (e < 0 || u32(e) >= params.experts || !is_finite(weight)) { continue; }
         let slot = b_slot(u32(e));
-        if (!holds(slot, params.epoch)) { continue; }
+        if (!holds(slot, params.epoch) || slot.rank > params.max_rank) { continue; }
         let part = part_of(u32(e), slice);
         let h0 = n * params.h_stride + part.row - slot.row;
         for (var r = lane; r < part.rank; r += LANES) {

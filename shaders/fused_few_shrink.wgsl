@@ -21,6 +21,10 @@ fn fused_few_shrink(
         if (lane == 0u) { atomicOr(&status, STALE_SLOT); }
         return;
     }
+    if (slot.rank > params.max_rank) {
+        if (lane == 0u) { atomicOr(&status, RANK_TOO_LARGE); }
+        return;
+    }
     if (lane == 0u && !is_finite(topk_weights_at(n))) { atomicOr(&status, WEIGHT_NOT_FINITE); }
     if (r0 >= slot.rank) { return; }
     let count = slot.rank - r0;

@@ -20,6 +20,11 @@ fn live_id(id: i32) -> u32 {
         atomicOr(&status, STALE_SLOT);
         return NONE;
     }
+    // Rows of h are made for the pool's adapters, or for those of a lease.
+    if (slot.rank > params.max_rank) {
+        atomicOr(&status, RANK_TOO_LARGE);
+        return NONE;
+    }
     return u32(id);
 }
 

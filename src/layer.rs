@@ -185,6 +185,21 @@ impl<D: Place> MoeLora<D> {
         &mut self.pool
     }
 
+    /// The same layer with ids given, over a pool of the same memory: what a store lends.
+    pub(crate) fn over(&self, pool: D::Pool) -> Self
+    where
+        D: Clone,
+    {
+        let router = Router::External { top_k: self.router.top_k() };
+        Self { device: self.device.clone(), pool, router, output: self.output, form: self.form }
+    }
+
+    /// The same layer with another pool, and what is left of its own.
+    pub(crate) fn map_pool<T>(self, map: impl FnOnce(D::Pool) -> Result<(D::Pool, T)>) -> Result<(Self, T)> {
+        let (pool, left) = map(self.pool)?;
+        Ok((Self { pool, ..self }, left))
+    }
+
     /// The router.
     pub fn router(&self) -> &Router<D::Linear> {
         &self.router
@@ -222,7 +237,8 @@ impl<D: Place> MoeLora<D> {
         }
     }
 
-    /// What the cost model is asked; `router_experts` is 0 where ids are given.
+    /// What the cost model is asked; `router_experts` is 0 where ids are given. Of what a store lent the dense form is not
+    /// offered unless demanded: its sums follow the places of the adapters' rows.
     fn problem(&self, slots: &Slots, x: ElementType, router_experts: usize, tokens: usize) -> cost::Problem {
         let live = slots.slots().iter().filter(|s| s.rank > 0);
         let sizes = slots.sizes();
@@ -235,7 +251,7 @@ impl<D: Place> MoeLora<D> {
             adapters: sizes.element,
             live: live.clone().count(),
             ranks: live.map(|s| s.rank as usize).sum(),
-            used_rows: slots.used_rows(),
+            used_rows: if slots.is_view() && self.form.is_none() { usize::MAX } else { slots.used_rows() },
             router_experts,
             packed: slots.is_packed(),
             output: self.output,

@@ -8,6 +8,7 @@
 //!
 //! Tensors come from safetensors or from what `torch.save` writes; nothing that a file holds is executed.
 //! - [`read_routers`]: routers kept apart from the adapters.
+//! - [`store`]: adapters that come and go on a device while batches run.
 
 mod config;
 mod json;
@@ -19,6 +20,7 @@ mod phatgoose;
 mod pickle;
 mod router;
 pub mod slots;
+pub mod store;
 mod tensors;
 mod torch;
 

@@ -8,6 +8,10 @@
 //! changes. Their rows lie behind each other, so that one shrink computes h of all of them; each is a part of its own
 //! with its own rank and scaling, whose rows of B are as long as the widest slice.
 
+mod lend;
+
+pub use lend::Rows;
+
 use super::Lora;
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
@@ -75,13 +79,17 @@ pub(crate) type Put<'a> = (Slot, Vec<&'a Lora>);
 impl Slots {
     /// Books an adapter into an empty slot: one LoRA for each slice, `None` where it leaves one alone.
     pub(crate) fn put<'a>(&mut self, slot: usize, loras: &[Option<&'a Lora>]) -> Result<Put<'a>> {
-        crate::ops::check_equal(OP, "loras", self.slices.len(), loras.len())?;
-        for (&width, lora) in self.slices.iter().zip(loras) {
-            lora.map_or(Ok(()), |lora| self.sizes.check_lora(width, lora))?;
-        }
+        self.check_loras(loras)?;
         let part = |lora: &Option<&Lora>| lora.map_or((0, 0.0), |l| (l.rank(), l.scaling()));
         let at = self.insert_parts(slot, &loras.iter().map(part).collect::<Vec<_>>())?;
         Ok((at, loras.iter().copied().flatten().collect()))
+    }
+
+    /// Refuses LoRAs that are not one for each slice, `None` where it is left alone, of the pool's sizes and element.
+    pub(crate) fn check_loras(&self, loras: &[Option<&Lora>]) -> Result<()> {
+        crate::ops::check_equal(OP, "loras", self.slices.len(), loras.len())?;
+        let mut loras = self.slices.iter().zip(loras);
+        loras.try_for_each(|(&width, lora)| lora.map_or(Ok(()), |lora| self.sizes.check_lora(width, lora)))
     }
 }
 
@@ -120,6 +128,8 @@ pub struct Slots {
     /// First free row -> free rows from there, never adjacent.
     free: BTreeMap<usize, usize>,
     epoch: u32,
+    /// In a view, who keeps its rows; see [`Self::view`].
+    held: Option<lend::Held>,
 }
 
 impl Slots {
@@ -162,7 +172,7 @@ impl Slots {
         let id = POOLS.fetch_add(1, Ordering::Relaxed);
         let (slots, parts) =
             (vec![Slot::default(); sizes.experts], vec![Slot::default(); slices.len() * sizes.experts]);
-        Ok(Self { id, sizes, slices: slices.to_vec(), slots, parts, free, epoch: 0 })
+        Ok(Self { id, sizes, slices: slices.to_vec(), slots, parts, free, epoch: 0, held: None })
     }
 
     /// Columns of each slice of the output, at least one slice.
@@ -216,8 +226,11 @@ impl Slots {
         std::iter::once((slot, self.slots[slot])).chain((0..parts).map(part))
     }
 
-    /// Rows up to the last that an adapter holds.
+    /// Rows up to the last that an adapter holds; of a view all rows, any of which may be another's.
     pub fn used_rows(&self) -> usize {
+        if self.is_view() {
+            return self.sizes.rank_capacity;
+        }
         self.slots.iter().map(|s| s.row as usize + s.rank as usize).max().unwrap_or(0)
     }
 
@@ -276,6 +289,7 @@ impl Slots {
     ///
     /// The slot's own scaling is that of its first part with a rank, which only an unpacked pool's kernels read.
     pub fn insert_parts(&mut self, slot: usize, parts: &[(usize, f32)]) -> Result<Slot> {
+        self.check_not_view(OP)?;
         self.check_slot(slot)?;
         crate::ops::check_equal(OP, "slices", self.slices.len(), parts.len())?;
         let rank = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.0));
@@ -292,8 +306,7 @@ impl Slots {
             return Err(Error::argument(OP, "rank", "at least 1", 0));
         }
         let Some((&row, &rows)) = self.free.iter().find(|&(_, &rows)| rows >= rank) else {
-            let largest = self.free.values().max().copied().unwrap_or(0);
-            let free = self.free_ranks();
+            let (free, largest) = (self.free_ranks(), self.largest_run());
             let got = format!("{free} free ranks, the largest run {largest}");
             return Err(Error::argument(OP, "rank_capacity", format!("{rank} free ranks in a row"), got));
         };
@@ -314,6 +327,7 @@ impl Slots {
 
     /// Empties a slot; plans that name it are refused from now on.
     pub fn evict(&mut self, slot: usize) -> Result<()> {
+        self.check_not_view(OP)?;
         self.check_slot(slot)?;
         let Slot { row, rank, .. } = self.slots[slot];
         if rank == 0 {

@@ -238,6 +238,8 @@ impl Wgpu {
         let layout = Layout::new(sizes, &device::SHAPE);
         (plan.sizes, plan.layout) = (*sizes, layout);
         (plan.pool, plan.epoch) = (pool.slots().id(), pool.slots().epoch());
+        let mut params = plan.params()?.to_vec();
+        params.push(("max_rank", word(OP, "max_rank", pool.slots().max_rank())?));
         let counts = (layout.chunks * sizes.experts) as u64 * 4;
         if counts > 0 {
             encoder.clear_buffer(&plan.buffer, layout.at_counts as u64 * 4, Some(counts));
@@ -248,7 +250,7 @@ impl Wgpu {
                 entry,
                 body: &[include_str!("../../shaders/plan.wgsl")],
                 constants: &[("TILE_ROUTES", device::TILE_ROWS as u32), ("LANES", device::MAX_TOP_K as u32)],
-                params: &plan.params()?,
+                params: &params,
                 bindings: &[
                     Binding::ids("topk_ids", Access::Read, topk_ids),
                     Binding::slots(pool),

@@ -80,7 +80,7 @@ impl Ours {
     fn forward(&mut self, x: &[f32], ids: &mut [i32], weights: &mut [f32]) -> Vec<f32> {
         let tokens = x.len() / self.in_features;
         let mut y = vec![f32::NAN; tokens * self.out_features];
-        self.layer.forward(tokens, x, Routing { topk_ids: ids, topk_weights: weights }, &mut y).unwrap();
+        self.layer.forward(tokens, x, Routing::new(ids, weights), &mut y).unwrap();
         y
     }
 }
@@ -220,7 +220,7 @@ fn ming_checkpoints_compute_what_ming_computes() {
         let of = |part: &str| format!("{path}.{part}");
         let loras: Vec<&Lora> = module.experts.iter().collect();
         let linear = module.router.clone();
-        let router = Router::Linear { linear, top_k: 2, weighting: Weighting::SoftmaxSelected };
+        let router = Router::best(linear, 2, Weighting::SoftmaxSelected);
         let x = expected.f32(&of("x"));
         let tokens = x.len() / loras[0].in_features();
         let (mut ids, mut weights) = (vec![-1; tokens * 2], vec![f32::NAN; tokens * 2]);

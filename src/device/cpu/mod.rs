@@ -6,6 +6,7 @@ mod memory;
 mod pool;
 mod product;
 mod rows;
+mod shared;
 mod simd;
 mod team;
 mod weight;

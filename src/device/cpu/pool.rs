@@ -2,15 +2,17 @@
 //! together, and rows do not fall onto the same places of a cache.
 
 use super::kernels::dot::{INNER, Matrix};
-use super::memory::Lines;
+use super::shared::{SharedWords, Span};
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Put, Slots, pack},
+    slots::{PoolSizes, Put, Rows, Slot, Slots, pack},
+    store::DevicePool,
 };
 use crate::element::{Element, ElementType};
 use crate::error::Result;
 use half::{bf16, f16};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Columns of a panel of B.
 pub(crate) const B_COLUMNS: usize = 64;
@@ -19,26 +21,26 @@ pub(crate) const B_COLUMNS: usize = 64;
 #[derive(Debug)]
 pub struct Pool {
     slots: Slots,
-    /// `[blocks, rank_capacity, INNER]`; one block of whole rows where they are shorter.
-    a: Words,
-    /// `[panels, rank_capacity, B_COLUMNS]`.
-    b: Words,
+    factors: Arc<Factors>,
 }
 
-/// Memory of one element type, aligned for all of them.
+/// A pool's memory, which a pool of its own has alone and a store's views share.
+///
+/// Why sharing it is right: a row is written by who has it alone, either a pool with its own books, of which there is one
+/// and which is borrowed exclusively, or the holder of its [`Rows`], of which there is one too. A store's pool was taken
+/// apart: its rows are read through views, which share the [`Rows`] of the adapters that they know, so that nobody has
+/// them alone, and are asked for no row but those: plans of a view refuse other slots, and what reads all rows (the dense
+/// form) refuses views. So nobody reads what is being written, with no lock on either side.
 #[derive(Debug)]
-struct Words(Lines<u32>);
-
-impl Words {
-    fn zeroed(elements: usize, element: ElementType) -> Self {
-        Self(Lines::zeroed((elements * element.bytes()).div_ceil(4)))
-    }
-    fn all<E: Element>(&self) -> &[E] {
-        bytemuck::cast_slice(&self.0)
-    }
-    fn all_mut<E: Element>(&mut self) -> &mut [E] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
+pub struct Factors {
+    pool: u64,
+    sizes: PoolSizes,
+    /// Columns of a row of B: the widest slice's.
+    width: usize,
+    /// `[blocks, rank_capacity, INNER]`; one block of whole rows where they are shorter.
+    a: SharedWords,
+    /// `[panels, rank_capacity, B_COLUMNS]`.
+    b: SharedWords,
 }
 
 impl Pool {
@@ -50,13 +52,10 @@ impl Pool {
     /// An empty pool whose output is made of slices of these widths: q, k and v, or gate and up.
     pub fn packed(sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         let slots = Slots::packed(sizes, slices)?;
-        let a = Words::zeroed(
-            sizes.rank_capacity * sizes.in_features.next_multiple_of(a_block(&sizes)),
-            sizes.element,
-        );
-        let width = slots.slice_width().next_multiple_of(B_COLUMNS);
-        let b = Words::zeroed(sizes.rank_capacity * width, sizes.element);
-        Ok(Self { slots, a, b })
+        let [a, b] =
+            strides(&slots).map(|s| SharedWords::zeroed(sizes.rank_capacity * s * sizes.element.bytes()));
+        let (pool, width) = (slots.id(), slots.slice_width());
+        Ok(Self { slots, factors: Arc::new(Factors { pool, sizes, width, a, b }) })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -88,12 +87,9 @@ impl Pool {
 
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
-        let put = self.slots.put(slot, loras)?;
-        match self.slots.sizes().element {
-            ElementType::F32 => self.write::<f32>(put),
-            ElementType::F16 => self.write::<f16>(put),
-            ElementType::Bf16 => self.write::<bf16>(put),
-        }
+        let (at, loras): Put = self.slots.put(slot, loras)?;
+        // SAFETY: rows that the books gave just now, of a pool that is no view and is borrowed exclusively.
+        unsafe { self.factors.write(at, &loras) };
         Ok(())
     }
 
@@ -102,33 +98,26 @@ impl Pool {
         self.slots.evict(slot)
     }
 
-    fn write<E: Element>(&mut self, (at, loras): Put) {
-        let (a_stride, b_stride) = (self.slots.sizes().in_features, self.slots.slice_width());
-        let (a, b) = pack::<E>(&loras, a_stride, b_stride);
-        let (row, rows) = (at.row as usize, self.slots.sizes().rank_capacity);
-        put_panels::<E>(self.a.all_mut(), a_block(self.slots.sizes()), (row, rows), a.chunks(a_stride));
-        put_panels::<E>(self.b.all_mut(), B_COLUMNS, (row, rows), b.chunks(b_stride));
-    }
-
-    /// Bytes of B that columns of an output take, all adapters'; nothing of a packed pool, whose panels follow slices.
+    /// Bytes of B that columns of an output take, all adapters'; nothing of a packed pool, whose panels follow slices, or of
+    /// a view, whose adapters' rows lie scattered.
     pub(crate) fn ahead(&self, columns: Range<usize>) -> Vec<&[u8]> {
-        if self.slots.is_packed() {
+        if self.slots.is_packed() || self.slots.is_view() {
             return Vec::new();
         }
         let columns = columns.start..columns.end.min(self.slots.sizes().out_features);
         let (used, element) = (self.slots.used_rows() * B_COLUMNS, self.slots.sizes().element);
         match element {
             ElementType::F32 => {
-                self.b_panels::<f32>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect()
+                self.whole_b_panels::<f32>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect()
             }
-            _ => self.b_panels::<f16>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect(),
+            _ => self.whole_b_panels::<f16>(columns).map(|p| bytemuck::cast_slice(&p.1[..used])).collect(),
         }
     }
 
     /// Every row of A.
     pub(crate) fn a_matrix<E: Element>(&self) -> Matrix<'_, E> {
         let row = a_block(self.slots.sizes());
-        Matrix { data: self.a.all(), row, block: self.slots.sizes().rank_capacity * row }
+        Matrix { data: self.factors.a.span(), row, block: self.slots.sizes().rank_capacity * row }
     }
 
     /// Columns of B transposed, as wide as the widest slice of the output, panel by panel: which of them, and the panel,
@@ -136,32 +125,117 @@ impl Pool {
     pub(crate) fn b_panels<E: Element>(
         &self,
         columns: Range<usize>,
-    ) -> impl Iterator<Item = (Range<usize>, &[E])> {
+    ) -> impl Iterator<Item = (Range<usize>, Span<'_, E>)> {
         let (len, empty) = (self.slots.sizes().rank_capacity * B_COLUMNS, columns.is_empty());
         let panels = columns.start / B_COLUMNS..columns.end.div_ceil(B_COLUMNS);
         panels.filter(move |_| !empty).map(move |panel| {
             let first = panel * B_COLUMNS;
             let own = columns.start.max(first)..columns.end.min(first + B_COLUMNS);
-            (own, &self.b.all::<E>()[panel * len..][..len])
+            (own, self.factors.b.span::<E>().part(panel * len, len))
         })
     }
+
+    /// The same with every row to read; nothing of a view.
+    pub(crate) fn whole_b_panels<E: Element>(
+        &self,
+        columns: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &[E])> {
+        let columns = if self.slots.is_view() { 0..0 } else { columns };
+        // SAFETY: a pool that is no view, borrowed: nobody writes its rows for as long as it is.
+        self.b_panels(columns).map(|(own, panel)| (own, unsafe { panel.as_slice() }))
+    }
+}
+
+impl Factors {
+    /// Writes an adapter's LoRAs, which follow each other, to its rows.
+    ///
+    /// # Safety
+    /// The rows are this memory's, and until this returns nobody else reads or writes them.
+    unsafe fn write(&self, at: Slot, loras: &[&Lora]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.sizes.element {
+                ElementType::F32 => self.write_as::<f32>(at, loras),
+                ElementType::F16 => self.write_as::<f16>(at, loras),
+                ElementType::Bf16 => self.write_as::<bf16>(at, loras),
+            }
+        }
+    }
+
+    unsafe fn write_as<E: Element>(&self, at: Slot, loras: &[&Lora]) {
+        let (a, b) = pack::<E>(loras, self.sizes.in_features, self.width);
+        let row = at.row as usize;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.write_panels(&self.a, a_block(&self.sizes), row, a.chunks(self.sizes.in_features));
+            self.write_panels(&self.b, B_COLUMNS, row, b.chunks(self.width));
+        }
+    }
+
+    /// Writes rows from `row` on into panels of `width` columns.
+    unsafe fn write_panels<'a, E: Element>(
+        &self,
+        panels: &SharedWords,
+        width: usize,
+        row: usize,
+        from: impl Iterator<Item = &'a [E]>,
+    ) {
+        for (r, values) in from.enumerate() {
+            for (panel, values) in values.chunks(width).enumerate() {
+                let first = (panel * self.sizes.rank_capacity + row + r) * width;
+                // SAFETY: a part of one of the caller's rows.
+                unsafe { panels.write(first, values) };
+            }
+        }
+    }
+}
+
+impl DevicePool for Pool {
+    type Factors = Arc<Factors>;
+
+    fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    fn take_apart(self) -> (Slots, Arc<Factors>) {
+        (self.slots, self.factors)
+    }
+
+    fn view(factors: &Arc<Factors>, slots: Slots) -> Result<Self> {
+        slots.check_view_of(factors.pool)?;
+        Ok(Self { slots, factors: factors.clone() })
+    }
+
+    fn check(_: &Arc<Factors>) -> Result<()> {
+        Ok(())
+    }
+
+    fn fill(factors: &Arc<Factors>, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
+        let ranks: usize = loras.iter().map(|lora| lora.rank()).sum();
+        crate::ops::check_equal("pool", "ranks", rows.slot().rank as usize, ranks)?;
+        rows.check_pool(factors.pool)?;
+        // SAFETY: rows of this pool, as many as the LoRAs have; the exclusive borrow of their one right says that no view
+        // shares it. See `Factors`.
+        unsafe { factors.write(rows.slot(), loras) };
+        Ok(())
+    }
+
+    fn tell(_: &Arc<Factors>, _: &Slots, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn row_bytes(slots: &Slots) -> usize {
+        strides(slots).iter().sum::<usize>() * slots.sizes().element.bytes()
+    }
+}
+
+/// Elements that a rank takes of A and of B.
+fn strides(slots: &Slots) -> [usize; 2] {
+    let a = slots.sizes().in_features.next_multiple_of(a_block(slots.sizes()));
+    [a, slots.slice_width().next_multiple_of(B_COLUMNS)]
 }
 
 /// Elements of a row of A in one block.
 fn a_block(sizes: &PoolSizes) -> usize {
     sizes.in_features.min(INNER)
-}
-
-/// Writes rows from `row` on into panels of `width` columns and `rows` rows.
-fn put_panels<'a, E: Element>(
-    panels: &mut [E],
-    width: usize,
-    (row, rows): (usize, usize),
-    from: impl Iterator<Item = &'a [E]>,
-) {
-    for (r, values) in from.enumerate() {
-        for (panel, values) in values.chunks(width).enumerate() {
-            panels[(panel * rows + row + r) * width..][..values.len()].copy_from_slice(values);
-        }
-    }
 }

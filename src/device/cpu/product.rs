@@ -169,7 +169,7 @@ impl Cpu {
         for panel in part.panels.clone() {
             let (c, column) = (&mut sums.c[(panel - part.panels.start) * columns..], panel * columns);
             // A panel of B holds whole panels of the weight, zeros behind the last column.
-            for (_, rows) in pool.b_panels::<B>(column..column + 1) {
+            for (_, rows) in pool.whole_b_panels::<B>(column..column + 1) {
                 for inner in blocks_of(z.inner()) {
                     let w = &rows[inner.start * B_COLUMNS + column % B_COLUMNS..];
                     let (tiles, next) = (part.tiles.clone(), std::ptr::null());

@@ -3,11 +3,13 @@
 use super::{Cuda, Memory};
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Put, Slot, Slots, pack},
+    slots::{PoolSizes, Rows, Slot, Slots, pack},
+    store::DevicePool,
 };
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
+use std::sync::Arc;
 
 const OP: &str = "pool";
 
@@ -25,11 +27,21 @@ const CLOCK_WORDS: usize = 4;
 #[derive(Debug)]
 pub struct Pool {
     slots: Slots,
+    factors: Factors,
+}
+
+/// A pool's memory, which a store's views share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Factors {
+    pool: u64,
     cuda: Cuda,
+    element: ElementType,
+    /// Elements from one row of A, and of B transposed, to the next.
+    strides: [usize; 2],
     /// The clock, then the slots.
-    table: Memory<u32>,
-    a: Memory<u8>,
-    b: Memory<u8>,
+    table: Arc<Memory<u32>>,
+    a: Arc<Memory<u8>>,
+    b: Arc<Memory<u8>>,
     reserved_rank: usize,
 }
 
@@ -43,18 +55,19 @@ impl Pool {
     pub fn packed(cuda: &Cuda, sizes: PoolSizes, slices: &[usize]) -> Result<Self> {
         cuda.check_not_capturing(OP)?;
         let slots = Slots::packed(sizes, slices)?;
-        let factor = |width: usize| {
-            let stride = width.next_multiple_of(ROW_STEP) * sizes.element.bytes();
+        let strides = strides(&slots);
+        let factor = |stride: usize| {
+            let bytes = sizes.rank_capacity * stride * sizes.element.bytes();
             cuda.bind()?;
-            Memory::zeroed_on(cuda.stream(), (sizes.rank_capacity * stride).max(1))
-                .map_err(|e| cuda.failed("pool", e))
+            Memory::zeroed_on(cuda.stream(), bytes.max(1)).map_err(|e| cuda.failed("pool", e))
         };
         // Zeros: products over all rows multiply those that no adapter holds by 0.
-        let (a, b) = (factor(sizes.in_features)?, factor(slots.slice_width())?);
+        let (a, b) = (Arc::new(factor(strides[0])?), Arc::new(factor(strides[1])?));
         let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
-        Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0 })
+        let (pool, cuda, element, table) = (slots.id(), cuda.clone(), sizes.element, Arc::new(table));
+        Ok(Self { slots, factors: Factors { pool, cuda, element, strides, table, a, b, reserved_rank: 0 } })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -74,18 +87,18 @@ impl Pool {
         if rank > most {
             return Err(Error::argument(OP, "rank", format!("at most the pool's {most} ranks"), rank));
         }
-        self.reserved_rank = rank;
+        self.factors.reserved_rank = rank;
         Ok(())
     }
 
     /// The largest rank that launches are made for: of the adapters here, or as reserved.
     pub fn max_rank(&self) -> usize {
-        self.slots.max_rank().max(self.reserved_rank)
+        self.slots.max_rank().max(self.factors.reserved_rank)
     }
 
     /// Refuses a handle of another stream, whose work would not be ordered with the pool's.
     pub(crate) fn check_stream(&self, op: &'static str, cuda: &Cuda) -> Result<()> {
-        if self.cuda.shares_stream(cuda) {
+        if self.factors.cuda.shares_stream(cuda) {
             return Ok(());
         }
         Err(Error::argument(op, "pool", "a pool of this stream", "one of another stream"))
@@ -110,72 +123,125 @@ impl Pool {
 
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
-        self.cuda.check_not_capturing(OP)?;
-        let put = self.slots.put(slot, loras)?;
-        match self.slots.sizes().element {
-            ElementType::F32 => self.write::<f32>(put),
-            ElementType::F16 => self.write::<f16>(put),
-            ElementType::Bf16 => self.write::<bf16>(put),
-        }?;
-        self.write_slot(slot)
+        self.factors.cuda.check_not_capturing(OP)?;
+        let (at, loras) = self.slots.put(slot, loras)?;
+        self.factors.write(at, &loras)?;
+        self.factors.write_slot(&self.slots, slot)
     }
 
     /// Empties a slot. Kernels with an older plan skip it and set the status word.
     pub fn evict(&mut self, slot: usize) -> Result<()> {
-        self.cuda.check_not_capturing(OP)?;
+        self.factors.cuda.check_not_capturing(OP)?;
         self.slots.evict(slot)?;
-        self.write_slot(slot)
-    }
-
-    fn write<E: Element>(&self, (at, loras): Put) -> Result<()> {
-        let (a, b) = pack::<E>(&loras, self.a_stride(), self.b_stride());
-        let row = |memory: &Memory<u8>, stride: usize| {
-            memory.address() + (at.row as usize * stride * size_of::<E>()) as u64
-        };
-        self.cuda.copy_to(row(&self.a, self.a_stride()), &a)?;
-        self.cuda.copy_to(row(&self.b, self.b_stride()), &b)
-    }
-
-    /// The clock goes last: no plan may have it and not the slot.
-    fn write_slot(&self, slot: usize) -> Result<()> {
-        for (at, entry) in self.slots.table_entries(slot) {
-            self.cuda.copy_to(self.table() + (at * size_of::<Slot>()) as u64, &[entry])?;
-        }
-        self.cuda.copy_to(self.clock(), &[self.slots.epoch()])
+        self.factors.write_slot(&self.slots, slot)
     }
 
     /// Elements from one row of A to the next.
     pub(crate) fn a_stride(&self) -> usize {
-        self.slots.sizes().in_features.next_multiple_of(ROW_STEP)
+        self.factors.strides[0]
     }
 
     /// Elements from one row of B transposed to the next.
     pub(crate) fn b_stride(&self) -> usize {
-        self.slots.slice_width().next_multiple_of(ROW_STEP)
+        self.factors.strides[1]
     }
 
     /// A, `[rank_capacity, a_stride]`.
     pub(crate) fn a(&self) -> u64 {
-        self.a.address()
+        self.factors.a.address()
     }
 
     /// B transposed, `[rank_capacity, b_stride]`.
     pub(crate) fn b(&self) -> u64 {
-        self.b.address()
+        self.factors.b.address()
     }
 
     /// The clock's word.
     pub(crate) fn clock(&self) -> u64 {
-        self.table.address()
+        self.factors.table.address()
     }
 
     /// The slots, and the parts behind them; see `Slots::table_slice`.
     pub(crate) fn table(&self) -> u64 {
-        self.table.address() + CLOCK_WORDS as u64 * 4
+        self.factors.table()
     }
 
     /// Slots that hold an adapter.
     pub(crate) fn live(&self) -> usize {
         self.slots.slots().iter().filter(|s| s.rank > 0).count()
     }
+}
+
+impl Factors {
+    /// Enqueues an adapter's LoRAs, which follow each other, to its rows.
+    fn write(&self, at: Slot, loras: &[&Lora]) -> Result<()> {
+        match self.element {
+            ElementType::F32 => self.write_as::<f32>(at, loras),
+            ElementType::F16 => self.write_as::<f16>(at, loras),
+            ElementType::Bf16 => self.write_as::<bf16>(at, loras),
+        }
+    }
+
+    fn write_as<E: Element>(&self, at: Slot, loras: &[&Lora]) -> Result<()> {
+        let [a_stride, b_stride] = self.strides;
+        let (a, b) = pack::<E>(loras, a_stride, b_stride);
+        let row = |memory: &Memory<u8>, stride: usize| {
+            memory.address() + (at.row as usize * stride * size_of::<E>()) as u64
+        };
+        self.cuda.copy_to(row(&self.a, a_stride), &a)?;
+        self.cuda.copy_to(row(&self.b, b_stride), &b)
+    }
+
+    /// Enqueues a slot's entries of the table. The clock goes last: no plan may have it and not the slot.
+    fn write_slot(&self, slots: &Slots, slot: usize) -> Result<()> {
+        for (at, entry) in slots.table_entries(slot) {
+            self.cuda.copy_to(self.table() + (at * size_of::<Slot>()) as u64, &[entry])?;
+        }
+        self.cuda.copy_to(self.table.address(), &[slots.epoch()])
+    }
+
+    /// The slots behind the clock.
+    fn table(&self) -> u64 {
+        self.table.address() + CLOCK_WORDS as u64 * 4
+    }
+}
+
+impl DevicePool for Pool {
+    type Factors = Factors;
+
+    fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    fn take_apart(self) -> (Slots, Factors) {
+        (self.slots, self.factors)
+    }
+
+    fn view(factors: &Factors, slots: Slots) -> Result<Self> {
+        slots.check_view_of(factors.pool)?;
+        Ok(Self { slots, factors: factors.clone() })
+    }
+
+    fn check(factors: &Factors) -> Result<()> {
+        factors.cuda.check_not_capturing(OP)
+    }
+
+    fn fill(factors: &Factors, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
+        factors.cuda.check_not_capturing(OP)?;
+        rows.check_pool(factors.pool)?;
+        factors.write(rows.slot(), loras)
+    }
+
+    fn tell(factors: &Factors, slots: &Slots, slot: usize) -> Result<()> {
+        factors.write_slot(slots, slot)
+    }
+
+    fn row_bytes(slots: &Slots) -> usize {
+        strides(slots).iter().sum::<usize>() * slots.sizes().element.bytes()
+    }
+}
+
+/// Elements that a rank takes of A and of B.
+fn strides(slots: &Slots) -> [usize; 2] {
+    [slots.sizes().in_features, slots.slice_width()].map(|width| width.next_multiple_of(ROW_STEP))
 }

@@ -4,7 +4,8 @@
 use super::{Wgpu, padded_bytes};
 use crate::adapter::{
     Lora,
-    slots::{PoolSizes, Put, Slot, Slots, pack},
+    slots::{PoolSizes, Rows, Slot, Slots, pack},
+    store::DevicePool,
 };
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
@@ -22,7 +23,19 @@ const OFFSET_STEP: usize = 256;
 #[derive(Debug)]
 pub struct Pool {
     slots: Slots,
+    factors: Factors,
+}
+
+/// A pool's memory, which a store's views share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Factors {
+    pool: u64,
     wgpu: Wgpu,
+    element: ElementType,
+    /// Elements from one row of A, and of B transposed, to the next.
+    strides: [usize; 2],
+    /// Bytes before B.
+    table_bytes: usize,
     a: wgpu::Buffer,
     /// The table, then B.
     b: wgpu::Buffer,
@@ -46,9 +59,11 @@ impl Pool {
             }
             wgpu.storage(label, bytes)
         };
-        let a = factor("lora_a", 0, sizes.in_features.next_multiple_of(ROW_STEP))?;
-        let b = factor("lora_b", table_bytes(&slots), slots.slice_width().next_multiple_of(ROW_STEP))?;
-        Ok(Self { slots, wgpu: wgpu.clone(), a, b })
+        let (strides, table_bytes) = (strides(&slots), table_bytes(&slots));
+        let a = factor("lora_a", 0, strides[0])?;
+        let b = factor("lora_b", table_bytes, strides[1])?;
+        let (pool, wgpu, element) = (slots.id(), wgpu.clone(), sizes.element);
+        Ok(Self { slots, factors: Factors { pool, wgpu, element, strides, table_bytes, a, b } })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -63,7 +78,7 @@ impl Pool {
 
     /// Refuses a pool of another device, whose buffers this one cannot bind.
     pub(crate) fn check_device(&self, op: &'static str, wgpu: &Wgpu) -> Result<()> {
-        if self.wgpu.shares_device(wgpu) {
+        if self.factors.wgpu.shares_device(wgpu) {
             return Ok(());
         }
         let expected = format!("a pool on {}", wgpu.describe());
@@ -89,70 +104,121 @@ impl Pool {
 
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
-        self.wgpu.alive()?;
-        let put = self.slots.put(slot, loras)?;
-        match self.slots.sizes().element {
-            ElementType::F32 => self.write::<f32>(put),
-            ElementType::F16 => self.write::<f16>(put),
-            ElementType::Bf16 => self.write::<bf16>(put),
-        }
-        self.write_slot(slot);
+        self.factors.wgpu.alive()?;
+        let (at, loras) = self.slots.put(slot, loras)?;
+        self.factors.write(at, &loras);
+        self.factors.write_slot(&self.slots, slot);
         Ok(())
     }
 
     /// Empties a slot. Kernels recorded with an older plan skip it and set the status word.
     pub fn evict(&mut self, slot: usize) -> Result<()> {
         self.slots.evict(slot)?;
-        self.write_slot(slot);
+        self.factors.write_slot(&self.slots, slot);
         Ok(())
-    }
-
-    fn write<E: Element>(&self, (at, loras): Put) {
-        let (a, b) = pack::<E>(&loras, self.a_stride(), self.b_stride());
-        let write = |buffer: &wgpu::Buffer, before: usize, stride: usize, rows: &[E]| {
-            let offset = before + at.row as usize * stride * size_of::<E>();
-            self.wgpu.queue().write_buffer(buffer, offset as u64, &padded_bytes(rows));
-        };
-        write(&self.a, 0, self.a_stride(), &a);
-        write(&self.b, self.table_bytes(), self.b_stride(), &b);
-    }
-
-    fn write_slot(&self, slot: usize) {
-        for (at, entry) in self.slots.table_entries(slot) {
-            let offset = (at * size_of::<Slot>()) as u64;
-            self.wgpu.queue().write_buffer(&self.b, offset, bytemuck::bytes_of(&entry));
-        }
     }
 
     /// Elements from one row of A to the next.
     pub(crate) fn a_stride(&self) -> usize {
-        self.slots.sizes().in_features.next_multiple_of(ROW_STEP)
+        self.factors.strides[0]
     }
 
     /// Elements from one row of B transposed to the next.
     pub(crate) fn b_stride(&self) -> usize {
-        self.slots.slice_width().next_multiple_of(ROW_STEP)
+        self.factors.strides[1]
     }
 
     /// A, `[rank_capacity, a_stride]`.
     pub(crate) fn a(&self) -> &wgpu::Buffer {
-        &self.a
+        &self.factors.a
     }
 
     /// The table, then from [`Self::table_bytes`] on B transposed, `[rank_capacity, b_stride]`.
     pub(crate) fn table_and_b(&self) -> &wgpu::Buffer {
-        &self.b
+        &self.factors.b
     }
 
     /// Bytes before B: the slots, and the parts behind them; see `Slots::table_slice`.
     pub(crate) fn table_bytes(&self) -> usize {
-        table_bytes(&self.slots)
+        self.factors.table_bytes
     }
 
     /// Slots that hold an adapter.
     pub(crate) fn live(&self) -> usize {
         self.slots.slots().iter().filter(|s| s.rank > 0).count()
     }
+}
+
+impl Factors {
+    /// Enqueues an adapter's LoRAs, which follow each other, to its rows.
+    fn write(&self, at: Slot, loras: &[&Lora]) {
+        match self.element {
+            ElementType::F32 => self.write_as::<f32>(at, loras),
+            ElementType::F16 => self.write_as::<f16>(at, loras),
+            ElementType::Bf16 => self.write_as::<bf16>(at, loras),
+        }
+    }
+
+    fn write_as<E: Element>(&self, at: Slot, loras: &[&Lora]) {
+        let [a_stride, b_stride] = self.strides;
+        let (a, b) = pack::<E>(loras, a_stride, b_stride);
+        let write = |buffer: &wgpu::Buffer, before: usize, stride: usize, rows: &[E]| {
+            let offset = before + at.row as usize * stride * size_of::<E>();
+            self.wgpu.queue().write_buffer(buffer, offset as u64, &padded_bytes(rows));
+        };
+        write(&self.a, 0, a_stride, &a);
+        write(&self.b, self.table_bytes, b_stride, &b);
+    }
+
+    /// Enqueues a slot's entries of the table.
+    fn write_slot(&self, slots: &Slots, slot: usize) {
+        for (at, entry) in slots.table_entries(slot) {
+            let offset = (at * size_of::<Slot>()) as u64;
+            self.wgpu.queue().write_buffer(&self.b, offset, bytemuck::bytes_of(&entry));
+        }
+    }
+}
+
+impl DevicePool for Pool {
+    type Factors = Factors;
+
+    fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    fn take_apart(self) -> (Slots, Factors) {
+        (self.slots, self.factors)
+    }
+
+    fn view(factors: &Factors, slots: Slots) -> Result<Self> {
+        slots.check_view_of(factors.pool)?;
+        Ok(Self { slots, factors: factors.clone() })
+    }
+
+    fn check(factors: &Factors) -> Result<()> {
+        factors.wgpu.alive()
+    }
+
+    fn fill(factors: &Factors, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
+        factors.wgpu.alive()?;
+        rows.check_pool(factors.pool)?;
+        factors.write(rows.slot(), loras);
+        Ok(())
+    }
+
+    fn tell(factors: &Factors, slots: &Slots, slot: usize) -> Result<()> {
+        factors.write_slot(slots, slot);
+        Ok(())
+    }
+
+    fn row_bytes(slots: &Slots) -> usize {
+        strides(slots).iter().sum::<usize>() * slots.sizes().element.bytes()
+    }
+}
+
+/// Elements that a rank takes of A and of B.
+fn strides(slots: &Slots) -> [usize; 2] {
+    [slots.sizes().in_features, slots.slice_width()].map(|width| width.next_multiple_of(ROW_STEP))
 }
 
 fn table_bytes(slots: &Slots) -> usize {

@@ -95,6 +95,7 @@ impl Cpu {
         z: &mut [Z],
     ) -> Result<()> {
         let slots = pool.slots();
+        slots.check_not_view(OP)?;
         let Sizes { tokens, top_k, in_features, x_stride, .. } = *sizes;
         crate::ops::check_equal(OP, "in_features", slots.sizes().in_features, in_features)?;
         crate::ops::check_routes(OP, tokens, top_k)?;
@@ -159,6 +160,7 @@ impl Cpu {
         y: &mut [X],
     ) -> Result<()> {
         let slots = pool.slots();
+        slots.check_not_view(OP)?;
         self.check_fused(sizes, pool, weight, bias, x, y)?;
         sizes.check_z(slots, z.len(), sizes.routes(), sizes.routes())?;
         let rows = slots.used_rows();
@@ -221,6 +223,7 @@ impl Cpu {
     ) -> Result<()> {
         let slots = pool.slots();
         check_concat(slots, X::TYPE, weight.len(), row_stride, concat.len())?;
+        slots.check_not_view(OP)?;
         let inputs = slots.sizes().in_features;
         for (o, (row, from)) in concat.chunks_mut(row_stride).zip(weight.chunks(inputs)).enumerate() {
             row[..inputs].copy_from_slice(from);
@@ -250,7 +253,7 @@ impl Cpu {
 
 /// Column o of B transposed, of a pool of X's elements.
 fn column<X: Element>(pool: &Pool, o: usize, to: &mut [X]) {
-    for (_, panel) in pool.b_panels::<X>(o..o + 1) {
+    for (_, panel) in pool.whole_b_panels::<X>(o..o + 1) {
         let values = panel[o % B_COLUMNS..].iter().step_by(B_COLUMNS);
         to.iter_mut().zip(values).for_each(|(to, b)| *to = *b);
     }

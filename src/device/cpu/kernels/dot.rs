@@ -1,6 +1,7 @@
 //! Rows times rows: scores and shrink.
 
 use super::{Kernel, run};
+use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 use std::ops::Range;
@@ -11,7 +12,7 @@ pub(crate) const INNER: usize = 256;
 /// Rows cut into blocks of [`INNER`] elements: block b of row r starts at `r * row + b * block`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, W> {
-    pub(crate) data: &'a [W],
+    pub(crate) data: Span<'a, W>,
     pub(crate) row: usize,
     pub(crate) block: usize,
 }

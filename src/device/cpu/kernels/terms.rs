@@ -1,6 +1,7 @@
 //! Weighted sums of rows, and the one rounding to y.
 
 use super::{Kernel, run};
+use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 
@@ -10,7 +11,7 @@ pub(crate) struct Terms<'a, B> {
     /// Factor and row.
     pub(crate) list: &'a [(f32, u32)],
     /// The matrix, `stride` elements from one row to the next.
-    pub(crate) rows: &'a [B],
+    pub(crate) rows: Span<'a, B>,
     pub(crate) stride: usize,
     /// First column that counts.
     pub(crate) column: usize,

@@ -20,13 +20,14 @@ fn dots<X: Element, W: Element>() {
             let (x, w): (Vec<X>, Vec<W>) = (values(1, m * k), values(2, n * k));
             let (xs, ws): (Vec<&[X]>, Vec<&[W]>) = (x.chunks(k).collect(), w.chunks(k).collect());
             let mut out = vec![f32::NAN; m * n];
-            dot_rows(level, &xs, Matrix { data: &w, row: k, block: INNER }, 0..n, &mut out);
+            dot_rows(level, &xs, Matrix { data: w.as_slice().into(), row: k, block: INNER }, 0..n, &mut out);
             // The same in blocks, the rows two places on.
             let mut blocks = vec![W::zeroed(); k.div_ceil(INNER) * (n + 2) * INNER];
             for (i, &v) in w.iter().enumerate() {
                 blocks[(i % k / INNER * (n + 2) + i / k + 2) * INNER + i % k % INNER] = v;
             }
-            let (mut again, w) = (out.clone(), Matrix { data: &blocks, row: INNER, block: (n + 2) * INNER });
+            let (mut again, w) =
+                (out.clone(), Matrix { data: blocks[..].into(), row: INNER, block: (n + 2) * INNER });
             dot_rows(level, &xs, w, 2..n + 2, &mut again);
             assert_eq!(out, again, "{} {m}x{n}x{k}", level.name());
             for i in 0..m {
@@ -54,7 +55,7 @@ fn sums<B: Element>() {
             let b: Vec<B> = values(2, (rows + 1) * stride);
             let list: Vec<(f32, u32)> = (0..rows).map(|r| (r as f32 - 1.5, (rows - r) as u32)).collect();
             let mut c: Vec<f32> = values(3, width);
-            add_terms(level, Terms { list: &list, rows: &b, stride, column }, &mut c);
+            add_terms(level, Terms { list: &list, rows: b[..].into(), stride, column }, &mut c);
             for (j, &got) in c.iter().enumerate() {
                 let term = |&(f, r): &(f32, u32)| f * b[r as usize * stride + column + j].to_f32();
                 let exact = values::<f32>(3, width)[j] + list.iter().map(term).sum::<f32>();

@@ -63,6 +63,7 @@ impl Wgpu {
             ("top_k", word(OP, "top_k", sizes.top_k)?),
             ("experts", word(OP, "experts", slots.sizes().experts)?),
             ("epoch", slots.epoch()),
+            ("max_rank", word(OP, "max_rank", slots.max_rank())?),
             ("in_features", word(OP, "in_features", sizes.in_features)?),
             ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
             ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
