@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod demo;
 pub mod devices;
+pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
