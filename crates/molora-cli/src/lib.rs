@@ -7,4 +7,5 @@ pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
+pub mod retrieve;
 pub mod verify;
