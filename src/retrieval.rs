@@ -8,12 +8,16 @@
 //!
 //! An [`Index`] holds one embedding an adapter under an id that the caller chooses, and takes and gives up adapters one
 //! at a time without being built anew. [`Exact`] compares with every adapter by the library's own kernels: 100,000
-//! adapters of 384 numbers are 154 MB to read, once for up to 32 queries. The encoder is the
-//! caller's.
+//! adapters of 384 numbers are 154 MB to read, once for up to 32 queries. Beyond that `Approximate` (feature
+//! `usearch`) walks a graph and scores what it finds as [`Exact`] does. The encoder is the caller's.
 
+#[cfg(feature = "usearch")]
+pub mod approximate;
 pub mod exact;
 mod list;
 
+#[cfg(feature = "usearch")]
+pub use approximate::Approximate;
 pub use exact::Exact;
 
 use crate::error::{Error, Result};
@@ -96,7 +100,7 @@ pub trait Index: Send + Sync {
     /// Takes an adapter's embedding `[dims]`, in place of the one under this id where there is one; says whether there
     /// was.
     ///
-    /// Refuses other lengths, values that are not finite, norms above [`MAX_NORM`] and, for a cosine, zero.
+    /// Refuses the id `u64::MAX`, other lengths, values that are not finite, norms above [`MAX_NORM`] and, for a cosine, zero.
     fn insert(&mut self, id: u64, embedding: &[f32]) -> Result<bool>;
 
     /// Gives up an adapter; says whether it was there.
@@ -167,6 +171,11 @@ pub(crate) fn check_embedding(metric: Metric, dims: usize, name: &str, embedding
         }
         Metric::InnerProduct => Ok(1.0),
     }
+}
+
+/// Refuses the id that graphs keep for a free place.
+pub(crate) fn check_id(id: u64) -> Result<()> {
+    if id == u64::MAX { Err(Error::argument(OP, "id", "below 2^64 - 1", id)) } else { Ok(()) }
 }
 
 /// The embedding as it is stored and multiplied.

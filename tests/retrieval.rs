@@ -226,6 +226,7 @@ fn what_cannot_be_compared_is_refused_and_changes_nothing() {
     for metric in [Metric::Cosine, Metric::InnerProduct] {
         let mut index = Exact::new(&cpu, 3, metric).unwrap();
         index.insert(4, &[1.0, 2.0, 3.0]).unwrap();
+        assert!(index.insert(u64::MAX, &[1.0; 3]).unwrap_err().to_string().contains("id"));
         let zero: &[f32] = &[0.0, -0.0, 0.0];
         let huge: &[f32] = &[0.0, MAX_NORM as f32 * 1.01, 0.0];
         let mut bad: Vec<(&[f32], &str)> = vec![

@@ -12,7 +12,7 @@
 //! compared with the rows of its list only.
 
 use super::list::List;
-use super::{Hit, Index, Metric, OP, Query, check_embedding, ready};
+use super::{Hit, Index, Metric, OP, Query, check_embedding, check_id, ready};
 use crate::device::cpu::{Cpu, DOT_ROWS, Lines, Matrix};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -182,6 +182,7 @@ impl Index for Exact {
     }
 
     fn insert(&mut self, id: u64, embedding: &[f32]) -> Result<bool> {
+        check_id(id)?;
         let factor = check_embedding(self.metric, self.dims, "embedding", embedding)?;
         let (row, replaced) = match self.rows.get(&id) {
             Some(&row) => (row, true),
