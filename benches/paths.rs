@@ -295,10 +295,10 @@ impl<'a> Ours<'a> {
             Step::Delta | Step::OneToken => {
                 let tokens = if step == Step::Delta { TOKENS } else { 1 };
                 let rows = Rows { tokens, x_stride: WIDTH, y_stride: WIDTH };
-                let routing = RoutingView {
-                    topk_ids: View::new(&b.ids, 0, tokens * TOP_K)?,
-                    topk_weights: View::new(&b.weights, 0, tokens * TOP_K)?,
-                };
+                let routing = RoutingView::new(
+                    View::new(&b.ids, 0, tokens * TOP_K)?,
+                    View::new(&b.weights, 0, tokens * TOP_K)?,
+                );
                 let mut workspace = self.workspace.borrow_mut();
                 self.layer.forward_delta(&mut encoder, &rows, x, routing, &mut workspace, y)?;
             }

@@ -35,11 +35,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     // Views first, then the capture: no event of another stream gets into it.
     let graph = {
         let (x, weight) = (View::whole(&cuda, &x)?, View::whole(&cuda, &weight)?);
-        let mut routing = RoutingView {
-            topk_ids: ViewMut::whole(&cuda, &mut ids)?,
-            topk_weights: ViewMut::whole(&cuda, &mut weights)?,
-            live_tokens: None,
-        };
+        let mut routing =
+            RoutingView::new(ViewMut::whole(&cuda, &mut ids)?, ViewMut::whole(&cuda, &mut weights)?);
         let mut y = ViewMut::whole(&cuda, &mut y)?;
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let rows = Rows { tokens, x_stride: width, y_stride: width };

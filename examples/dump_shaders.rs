@@ -55,11 +55,17 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
             base::Sizes { tokens: TOKENS, in_features: width, out_features: width, x_stride, y_stride };
         wgpu.base(&mut encoder, &sizes, View::new(w, 0, width * width)?, bias, x, y)?;
     }
-    for weighting in Weighting::ALL {
+    for weighting in Weighting::PLAIN {
         let router = WgpuRouter::new(wgpu, LinearRouter::new(3, width, &vec![0f32; 3 * width], None)?)?;
         let (in_features, x_stride, experts) = (width, width, 3);
-        let sizes = route::Sizes { tokens: TOKENS, in_features, x_stride, experts, top_k: TOP_K, weighting };
-        wgpu.route(&mut encoder, &sizes, &router, x, ids, weights)?;
+        let sizes = route::Sizes {
+            tokens: TOKENS,
+            in_features,
+            x_stride,
+            experts,
+            rule: route::Rule::top_k(TOP_K, weighting),
+        };
+        wgpu.route(&mut encoder, &sizes, &router, x, None, ids, weights)?;
     }
     for slices in [&[width][..], &[width - 2, 2]] {
         for rank in [4, 5] {

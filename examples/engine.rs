@@ -32,8 +32,7 @@ fn main() -> Result<()> {
     let rows = Rows { tokens, x_stride: width, y_stride: width };
     let base = Base { weight: View::new(&weight, 0, width * width)?, bias: None };
     let (x, y_view) = (View::<f32>::new(&x, 0, tokens * width)?, View::new(&y, 1024, tokens * width)?);
-    let routing =
-        RoutingView { topk_ids: View::new(&ids, 0, tokens)?, topk_weights: View::new(&weights, 0, tokens)? };
+    let routing = RoutingView::new(View::new(&ids, 0, tokens)?, View::new(&weights, 0, tokens)?);
     layer.forward(&mut encoder, &rows, base, x, routing, &mut workspace, y_view)?;
     wgpu.queue().submit([encoder.finish()]);
 

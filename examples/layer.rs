@@ -18,12 +18,12 @@ fn main() -> Result<()> {
     pool.add(&Lora::new(in_features, out_features, 2, 2.0, &[-1f32; 8], &[1f32; 4])?)?;
 
     let linear = LinearRouter::new(2, in_features, &[1f32, 0., 0., 0., 0., 1., 0., 0.], None)?;
-    let router = Router::Linear { linear, top_k, weighting: Weighting::SoftmaxSelected };
+    let router = Router::best(linear, top_k, Weighting::SoftmaxSelected);
     let layer = MoeLora::<Cpu>::new(&Cpu::new()?, pool, router)?;
 
     let x = [1f32, 0., 0., 0., 0., 1., 0., 0., 2., 1., 0., 0.];
     let (mut topk_ids, mut topk_weights) = ([0; 3], [0.0; 3]);
-    let mut routing = Routing { topk_ids: &mut topk_ids, topk_weights: &mut topk_weights };
+    let mut routing = Routing::new(&mut topk_ids, &mut topk_weights);
     let mut workspace = vec![0.0; layer.workspace_len(tokens)];
     let mut y = [0f32; 6];
     let rows = Rows { tokens, x_stride: in_features, y_stride: out_features };

@@ -19,6 +19,10 @@ use crate::layer::{Base, MoeLora, Router, Routing, Rows};
 use crate::layer::{RoutingView, Workspace};
 use crate::ops::check_len;
 use crate::ops::fused::cost::Choice;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::ops::route::Allow;
+#[cfg(feature = "wgpu")]
+use crate::ops::route::WgpuRouter;
 
 /// One of the devices.
 #[derive(Debug, Clone)]
@@ -257,6 +261,22 @@ impl<X: Element> HostLayer<X> {
     }
 }
 
+/// The routing's mask, whose offsets a device cannot refuse, where the layer has a router that reads it.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn checked_allow<'a, L>(
+    router: &Router<L>,
+    routing: &Routing<'a>,
+    linear: impl Fn(&L) -> &LinearRouter,
+) -> Result<Option<Allow<&'a [u32]>>> {
+    match (router, routing.allow) {
+        (Router::Linear { linear: own, rule }, Some(allow)) => {
+            allow.check(linear(own).experts().saturating_sub(rule.select.rows()))?;
+            Ok(Some(allow))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Uploads, records, submits, downloads.
 #[cfg(feature = "wgpu")]
 #[expect(clippy::too_many_arguments, reason = "the parts of a layer that its caller matched apart")]
@@ -282,9 +302,20 @@ fn run_wgpu<X: Element>(
     queue.write_buffer(&b.topk_ids, 0, bytemuck::cast_slice(routing.topk_ids));
     queue.write_buffer(&b.topk_weights, 0, bytemuck::cast_slice(routing.topk_weights));
     let (x_view, y_view) = (View::<X>::new(&b.x, 0, x.len())?, View::<X>::new(&b.y, 0, y.len())?);
+    let allow = checked_allow(layer.router(), &routing, WgpuRouter::linear)?;
+    let lists =
+        allow.map(|a| Ok::<_, Error>((a, wgpu.upload(a.offsets)?, wgpu.upload(a.lists)?))).transpose()?;
     let view = RoutingView {
         topk_ids: View::new(&b.topk_ids, 0, routes)?,
         topk_weights: View::new(&b.topk_weights, 0, routes)?,
+        allow: match &lists {
+            Some((a, offsets, lists)) => Some(Allow {
+                offsets: View::new(offsets, 0, a.offsets.len())?,
+                lists: View::new(lists, 0, a.lists.len())?,
+            }),
+            None => None,
+        },
+        given: routing.given,
     };
     let mut encoder = wgpu.encoder();
     match base {

@@ -26,7 +26,8 @@ use crate::device::cpu::{self, Cpu};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::fused::{self, Form, cost};
-use crate::ops::{Output, base, expand, plan, route, route::Weighting, shrink};
+use crate::ops::route::{self, Allow, CpuRouter, Rule, Weighting};
+use crate::ops::{Output, base, expand, plan, shrink};
 
 const OP: &str = "layer";
 
@@ -40,21 +41,19 @@ pub trait Place {
 
 impl Place for Cpu {
     type Pool = cpu::Pool;
-    type Linear = LinearRouter;
+    type Linear = CpuRouter;
 }
 
 /// Who chooses the experts. The ids are slots of the layer's pool.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Router<L> {
-    /// Scores of the layer's own input; expert e is slot e.
+    /// Scores of the layer's own input, or of what [`route`](MoeLora#method.route) was given; expert e is slot e.
     Linear {
         /// The parameters.
         linear: L,
-        /// Experts per token.
-        top_k: usize,
-        /// Scores to weights.
-        weighting: Weighting,
+        /// What is taken of the scores.
+        rule: Rule,
     },
     /// Ids and weights come with every call.
     External {
@@ -64,12 +63,49 @@ pub enum Router<L> {
 }
 
 impl<L> Router<L> {
-    /// Experts per token.
+    /// The best `top_k` scores.
+    pub const fn best(linear: L, top_k: usize, weighting: Weighting) -> Self {
+        Self::Linear { linear, rule: Rule::top_k(top_k, weighting) }
+    }
+
+    /// Experts per token, shared ones included.
     pub fn top_k(&self) -> usize {
         match self {
-            Self::Linear { top_k, .. } | Self::External { top_k } => *top_k,
+            Self::Linear { rule, .. } => rule.width(),
+            Self::External { top_k } => *top_k,
         }
     }
+
+    /// The same router with its parameters elsewhere.
+    fn try_map<T>(self, place: impl FnOnce(L) -> Result<T>) -> Result<Router<T>> {
+        Ok(match self {
+            Self::External { top_k } => Router::External { top_k },
+            Self::Linear { linear, rule } => Router::Linear { linear: place(linear)?, rule },
+        })
+    }
+
+    /// What the dense form's first product can choose itself; `None`: `route` comes before it, where it comes at all.
+    fn gate(
+        &self,
+        linear: impl Fn(&L) -> &LinearRouter,
+        given: bool,
+        masked: bool,
+    ) -> Option<(&L, Weighting)> {
+        match self {
+            Self::Linear { linear: own, rule } if rule.is_plain() && linear(own).is_linear() => {
+                (!given && !masked).then_some((own, rule.weighting))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The sizes of one routing.
+fn route_sizes(rows: &Rows, linear: &LinearRouter, rule: Rule) -> route::Sizes {
+    let Rows { tokens, x_stride, .. } = *rows;
+    // Behind the experts' rows lies a threshold's: checked when the router was set.
+    let experts = linear.experts().saturating_sub(rule.select.rows());
+    route::Sizes { tokens, in_features: linear.in_features(), x_stride, experts, rule }
 }
 
 /// The rows of one call.
@@ -99,6 +135,17 @@ pub struct Routing<'a> {
     pub topk_ids: &'a mut [i32],
     /// `[tokens, top_k]`.
     pub topk_weights: &'a mut [f32],
+    /// Which experts the tokens of each request may take; all without it. For the layer's own router.
+    pub allow: Option<Allow<&'a [u32]>>,
+    /// Ids and weights are there already, also where the layer has a router: it was asked before, of another tensor say.
+    pub given: bool,
+}
+
+impl<'a> Routing<'a> {
+    /// Without a mask; the layer's router fills it, where there is one.
+    pub fn new(topk_ids: &'a mut [i32], topk_weights: &'a mut [f32]) -> Self {
+        Self { topk_ids, topk_weights, allow: None, given: false }
+    }
 }
 
 /// A linear layer with LoRA experts on device D.
@@ -240,13 +287,18 @@ fn check_router<L>(
     sizes: &crate::adapter::slots::PoolSizes,
 ) -> Result<()> {
     crate::ops::check_equal(OP, "router.in_features", sizes.in_features, linear.in_features())?;
-    if linear.experts() > sizes.experts {
-        let expected = format!("at most the pool's {} slots", sizes.experts);
-        return Err(Error::argument(OP, "router.experts", expected, linear.experts()));
+    let Router::Linear { rule, .. } = router else { return Ok(()) };
+    rule.check()?;
+    let Some(experts) = linear.experts().checked_sub(rule.select.rows()) else {
+        return Err(Error::argument(OP, "router.experts", "a row for the threshold", 0));
+    };
+    if experts.saturating_add(rule.shared) > sizes.experts {
+        let expected = format!("at most the pool's {} slots, shared experts included", sizes.experts);
+        return Err(Error::argument(OP, "router.experts", expected, experts.saturating_add(rule.shared)));
     }
-    if router.top_k() > linear.experts() {
-        let expected = format!("at most the router's {} experts", linear.experts());
-        return Err(Error::argument(OP, "router.top_k", expected, router.top_k()));
+    if rule.top_k > experts {
+        let expected = format!("at most the router's {experts} experts");
+        return Err(Error::argument(OP, "router.top_k", expected, rule.top_k));
     }
     Ok(())
 }
@@ -270,7 +322,7 @@ impl MoeLora<Cpu> {
         if let Router::Linear { linear, .. } = &router {
             check_router(&router, linear, self.pool.slots().sizes())?;
         }
-        self.router = router;
+        self.router = router.try_map(|linear| CpuRouter::new(&self.device, linear))?;
         Ok(())
     }
 
@@ -282,16 +334,14 @@ impl MoeLora<Cpu> {
 
     /// Fills the routing from `x [tokens, in_features]`; leaves it alone where the router is external.
     pub fn route<X: Element>(&self, rows: &Rows, x: &[X], routing: &mut Routing) -> Result<()> {
-        let Router::Linear { linear, top_k, weighting } = &self.router else { return Ok(()) };
-        let sizes = route::Sizes {
-            tokens: rows.tokens,
-            in_features: linear.in_features(),
-            x_stride: rows.x_stride,
-            experts: linear.experts(),
-            top_k: *top_k,
-            weighting: *weighting,
-        };
-        self.device.route(&sizes, linear, x, routing.topk_ids, routing.topk_weights)
+        let Router::Linear { linear, rule } = &self.router else { return Ok(()) };
+        let sizes = route_sizes(rows, linear.linear(), *rule);
+        let Routing { topk_ids, topk_weights, allow, .. } = routing;
+        self.device.route(&sizes, linear, x, *allow, topk_ids, topk_weights)
+    }
+
+    fn route_first<X: Element>(&self, rows: &Rows, x: &[X], routing: &mut Routing) -> Result<()> {
+        if routing.given { Ok(()) } else { self.route(rows, x, routing) }
     }
 
     /// `y = x weight^T (+ bias) + experts`. Nothing is written to y when an argument is refused.
@@ -308,16 +358,16 @@ impl MoeLora<Cpu> {
         let (form, cpu, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
         let shapes = self.shapes(pool.slots(), pool.slots().max_rank(), rows);
         if form == Form::Dense {
-            let (sizes, Routing { topk_ids, topk_weights }) = (shapes.dense(pool.slots()), routing);
-            let router = match &self.router {
-                Router::Linear { linear, weighting, .. } => Some((linear, *weighting)),
-                Router::External { .. } => None,
-            };
-            cpu.fused_gate(&sizes, pool, router, x, topk_ids, topk_weights, workspace)?;
+            let gate = self.router.gate(CpuRouter::linear, routing.given, routing.allow.is_some());
+            if gate.is_none() {
+                self.route_first(rows, x, routing)?;
+            }
+            let (sizes, Routing { topk_ids, topk_weights, .. }) = (shapes.dense(pool.slots()), routing);
+            cpu.fused_gate(&sizes, pool, gate, x, topk_ids, topk_weights, workspace)?;
             return cpu.fused_dense(&sizes, pool, weight, bias, x, workspace, y);
         }
-        self.route(rows, x, routing)?;
-        let Routing { topk_ids, topk_weights } = routing;
+        self.route_first(rows, x, routing)?;
+        let Routing { topk_ids, topk_weights, .. } = routing;
         if form == Form::Few {
             let (ids, weights) = (&**topk_ids, &**topk_weights);
             return cpu.fused_few(&shapes.fused, pool, weight, bias, x, ids, weights, workspace, y);
@@ -348,7 +398,7 @@ impl MoeLora<Cpu> {
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
         let experts = match &self.router {
-            Router::Linear { linear, .. } => linear.experts(),
+            Router::Linear { linear, .. } => linear.linear().experts(),
             Router::External { .. } => 0,
         };
         self.problem(self.pool.slots(), X::TYPE, experts, tokens)
@@ -363,7 +413,7 @@ impl MoeLora<Cpu> {
         workspace: &mut [f32],
         y: &mut [X],
     ) -> Result<()> {
-        self.route(rows, x, routing)?;
+        self.route_first(rows, x, routing)?;
         let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
         let plan = self.device.plan(&shapes.plan, &self.pool, routing.topk_ids)?;
         self.device.shrink(&shapes.shrink, &plan, &self.pool, x, routing.topk_weights, workspace)?;

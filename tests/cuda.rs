@@ -14,8 +14,7 @@ use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
 use molora::layer::cuda::{RoutingView, Workspace};
 use molora::layer::{Base, MoeLora, Router, Routing, Rows};
 use molora::ops::fused::Form;
-use molora::ops::route::CudaRouter;
-use molora::ops::route::Weighting;
+use molora::ops::route::{CudaRouter, Rule, Weighting};
 use molora::ops::{Output, base, expand, plan, route};
 use molora::{Cpu, Cuda, Element, ElementType, Lora};
 use std::sync::Arc;
@@ -54,7 +53,7 @@ fn external<E: Element>(cuda: &Cuda, experts: &[usize]) -> MoeLora<Cuda> {
 fn linear(seed: usize) -> Router<LinearRouter> {
     let weight = values::<f32>(seed, 3 * IN);
     let linear = LinearRouter::new(3, IN, &weight, Some(&[0.25, -0.5, 0.0])).unwrap();
-    Router::Linear { linear, top_k: TOP_K, weighting: Weighting::SoftmaxSelected }
+    Router::best(linear, TOP_K, Weighting::SoftmaxSelected)
 }
 
 fn rows(tokens: usize) -> Rows {
@@ -74,7 +73,7 @@ fn on_cpu<E: Element>(
     let tokens = x.len() / IN;
     let mut y = vec![E::from_f32(f32::NAN); tokens * OUT];
     let mut workspace = vec![f32::NAN; layer.workspace_len(tokens)];
-    let mut routing = Routing { topk_ids: ids, topk_weights: weights };
+    let mut routing = Routing::new(ids, weights);
     let weight = layer.device().pack(OUT, IN, weight).unwrap();
     let base = Base { weight: &weight, bias: None };
     layer.forward(&rows(tokens), base, x, &mut routing, &mut workspace, &mut y).unwrap();
@@ -116,9 +115,11 @@ impl<E: Element> Engine<E> {
         let cuda = layer.device();
         let (x, weight) = (View::whole(cuda, &self.x).unwrap(), View::whole(cuda, &self.weight).unwrap());
         let mut routing = RoutingView {
-            topk_ids: ViewMut::whole(cuda, &mut self.ids).unwrap(),
-            topk_weights: ViewMut::whole(cuda, &mut self.weights).unwrap(),
             live_tokens: Some(View::whole(cuda, &self.live).unwrap()),
+            ..RoutingView::new(
+                ViewMut::whole(cuda, &mut self.ids).unwrap(),
+                ViewMut::whole(cuda, &mut self.weights).unwrap(),
+            )
         };
         let mut y = ViewMut::whole(cuda, &mut self.y).unwrap();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -232,7 +233,7 @@ fn a_captured_layer_does_not_end_with_the_adapters_of_now() {
 fn host_memory_is_not_captured() {
     let Some(cuda) = device() else { return };
     let mut pool = pool::<f32>(&cuda, &[0]);
-    let Router::Linear { linear: router, weighting, .. } = linear(3) else { unreachable!("it is linear") };
+    let Router::Linear { linear: router, rule } = linear(3) else { unreachable!("it is linear") };
     let slots = PoolSizes { experts: 3, ..sizes(ElementType::F32) };
     let external = Router::External { top_k: 1 };
     let mut layer = MoeLora::<Cuda>::new(&cuda, Pool::new(&cuda, slots).unwrap(), external).unwrap();
@@ -249,7 +250,7 @@ fn host_memory_is_not_captured() {
         cuda.download(&slice, 1).unwrap_err(),
         cuda.plan(&one, &pool, &ids, None).unwrap_err(),
         CudaRouter::new(&cuda, router.clone()).unwrap_err(),
-        layer.set_router(Router::Linear { linear: router, top_k: 1, weighting }).unwrap_err(),
+        layer.set_router(Router::Linear { linear: router, rule: Rule { top_k: 1, ..rule } }).unwrap_err(),
         layer.workspace(TOKENS).unwrap_err(),
         Pool::new(&cuda, sizes(ElementType::F32)).unwrap_err(),
         cuda.with_own_status().unwrap_err(),
@@ -289,11 +290,10 @@ fn two_layers_on_the_engines_stream<E: Element>(first: usize, tolerance: f32) {
         let mut workspace = layer.workspace_in(plan, h).unwrap();
         {
             let routes = 3..3 + TOKENS * TOP_K;
-            let mut routing = RoutingView {
-                topk_ids: ViewMut::new(&cuda, ids.slice_mut(routes.clone())).unwrap(),
-                topk_weights: ViewMut::new(&cuda, weights.slice_mut(routes)).unwrap(),
-                live_tokens: None,
-            };
+            let mut routing = RoutingView::new(
+                ViewMut::new(&cuda, ids.slice_mut(routes.clone())).unwrap(),
+                ViewMut::new(&cuda, weights.slice_mut(routes)).unwrap(),
+            );
             let x = View::new(&cuda, x_slice.slice(first..first + TOKENS * IN)).unwrap();
             let mut y = ViewMut::new(&cuda, y_slice.slice_mut(first..first + TOKENS * OUT)).unwrap();
             let weight = View::new(&cuda, w_slice.slice(first..)).unwrap();
@@ -352,11 +352,10 @@ fn workspaces_are_asked_for_and_checked() {
     let mut small = layer.workspace(1).unwrap();
     let mut engine = Engine::<f32>::new(&cuda);
     let x = View::whole(&cuda, &engine.x).unwrap();
-    let mut routing = RoutingView {
-        topk_ids: ViewMut::whole(&cuda, &mut engine.ids).unwrap(),
-        topk_weights: ViewMut::whole(&cuda, &mut engine.weights).unwrap(),
-        live_tokens: None,
-    };
+    let mut routing = RoutingView::new(
+        ViewMut::whole(&cuda, &mut engine.ids).unwrap(),
+        ViewMut::whole(&cuda, &mut engine.weights).unwrap(),
+    );
     let mut y = ViewMut::whole(&cuda, &mut engine.y).unwrap();
     let refused = layer.forward_delta(&rows(TOKENS), &x, &mut routing, &mut small, &mut y).unwrap_err();
     let (needed, got) = (TOKENS * TOP_K * 20 * 4, TOP_K * 20 * 4);
@@ -405,25 +404,24 @@ fn memory_is_of_one_stream() {
         let want = format!("{op}: {argument}: expected memory of this stream, got another's");
         assert_eq!(result.unwrap_err().to_string(), want);
     };
-    let Router::Linear { linear, top_k, weighting } = linear(3) else { unreachable!("it is linear") };
+    let Router::Linear { linear, rule } = linear(3) else { unreachable!("it is linear") };
     let router = CudaRouter::new(&cuda, linear).unwrap();
-    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: 3, top_k, weighting };
+    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: 3, rule };
     let layers = [&cuda, &other].map(|cuda| external::<f32>(cuda, &[0, 1]));
     let [mut workspace, mut foreign] = [0, 1].map(|i| layers[i].workspace(TOKENS).unwrap());
     let mut engine = Engine::<f32>::new(&cuda);
     let (x, weight) = (View::whole(&cuda, &engine.x).unwrap(), View::whole(&cuda, &engine.weight).unwrap());
-    let mut routing = RoutingView {
-        topk_ids: ViewMut::whole(&cuda, &mut engine.ids).unwrap(),
-        topk_weights: ViewMut::whole(&cuda, &mut engine.weights).unwrap(),
-        live_tokens: None,
-    };
+    let mut routing = RoutingView::new(
+        ViewMut::whole(&cuda, &mut engine.ids).unwrap(),
+        ViewMut::whole(&cuda, &mut engine.weights).unwrap(),
+    );
     let mut y = ViewMut::whole(&cuda, &mut engine.y).unwrap();
-    let plan_sizes = plan::Sizes { tokens: TOKENS, top_k, experts: RANKS.len() };
+    let plan_sizes = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: RANKS.len() };
     let there = other.upload(&[-1i32; TOKENS * TOP_K]).unwrap();
     let ids = View::whole(&other, &there).unwrap();
     let mut plan = other.plan(&plan_sizes, layers[1].pool(), &ids, None).unwrap();
     let (ids, weights) = (&mut routing.topk_ids, &mut routing.topk_weights);
-    says(other.route(&sizes, &router, &x, None, ids, weights), "route", "router");
+    says(other.route(&sizes, &router, &x, None, None, ids, weights), "route", "router");
     says(cuda.plan_into(&plan_sizes, layers[0].pool(), &ids.as_view(), None, &mut plan), "plan", "plan");
     says(plan.download(&cuda).map(drop), "download", "plan");
     says(other.plan_into(&plan_sizes, layers[1].pool(), &ids.as_view(), None, &mut plan), "plan", "topk_ids");
@@ -474,11 +472,10 @@ fn empty_problems_leave_early() {
     let graphless = |engine: &mut Engine<f32>, workspace: &mut Workspace, tokens: usize| {
         let x = View::whole(&cuda, &engine.x).unwrap();
         let weight = View::whole(&cuda, &engine.weight).unwrap();
-        let mut routing = RoutingView {
-            topk_ids: ViewMut::new(&cuda, engine.ids.slice_mut(..tokens * TOP_K)).unwrap(),
-            topk_weights: ViewMut::new(&cuda, engine.weights.slice_mut(..tokens * TOP_K)).unwrap(),
-            live_tokens: None,
-        };
+        let mut routing = RoutingView::new(
+            ViewMut::new(&cuda, engine.ids.slice_mut(..tokens * TOP_K)).unwrap(),
+            ViewMut::new(&cuda, engine.weights.slice_mut(..tokens * TOP_K)).unwrap(),
+        );
         let mut y = ViewMut::whole(&cuda, &mut engine.y).unwrap();
         let base = Base { weight: &weight, bias: None };
         layer.forward(&rows(tokens), base, &x, &mut routing, workspace, &mut y).unwrap();
@@ -518,9 +515,9 @@ fn a_gpu_is_the_best_device_and_a_machine_never_is() {
 #[test]
 fn tokens_that_are_not_live_are_left_alone() {
     let Some(cuda) = device() else { return };
-    let Router::Linear { linear, top_k, weighting } = linear(3) else { unreachable!("it is linear") };
+    let Router::Linear { linear, rule } = linear(3) else { unreachable!("it is linear") };
     let router = CudaRouter::new(&cuda, linear).unwrap();
-    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: 3, top_k, weighting };
+    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: 3, rule };
     let sizes_base =
         base::Sizes { tokens: TOKENS, in_features: IN, out_features: OUT, x_stride: IN, y_stride: OUT };
     for live in [0, 1, 3, TOKENS, TOKENS + 5] {
@@ -535,7 +532,7 @@ fn tokens_that_are_not_live_are_left_alone() {
             let (x, count) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &count).unwrap());
             let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
             let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
-            cuda.route::<f32>(&sizes, &router, &x, Some(&count), &mut ids, &mut weights).unwrap();
+            cuda.route::<f32>(&sizes, &router, &x, None, Some(&count), &mut ids, &mut weights).unwrap();
             let weight = View::whole(&cuda, &weight).unwrap();
             for cuda in [cuda.clone(), cuda.batch_invariant(true)] {
                 let mut y = ViewMut::whole(&cuda, &mut y).unwrap();

@@ -141,14 +141,20 @@ fn a_score_that_is_not_finite_selects_nothing() {
     let router = LinearRouter::new(3, 2, &[1f32; 6], None).unwrap();
     let router = CudaRouter::new(&cuda, router).unwrap();
     let weighting = Weighting::SoftmaxSelected;
-    let sizes = route::Sizes { tokens: 3, in_features: 2, x_stride: 2, experts: 3, top_k: 2, weighting };
+    let sizes = route::Sizes {
+        tokens: 3,
+        in_features: 2,
+        x_stride: 2,
+        experts: 3,
+        rule: route::Rule::top_k(2, weighting),
+    };
     let x = cuda.upload(&[1f32, 1.0, f32::INFINITY, 0.0, 1.0, f32::NAN]).unwrap();
     let (mut ids, mut weights) = (cuda.upload(&[9i32; 6]).unwrap(), cuda.upload(&[NOTHING; 6]).unwrap());
     {
         let x = View::<f32>::whole(&cuda, &x).unwrap();
         let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
         let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
-        cuda.route(&sizes, &router, &x, None, &mut ids, &mut weights).unwrap();
+        cuda.route(&sizes, &router, &x, None, None, &mut ids, &mut weights).unwrap();
     }
     assert_eq!(cuda.download::<i32>(&ids, 6).unwrap(), [0, 1, -1, -1, -1, -1]);
     assert_eq!(cuda.download::<f32>(&weights, 6).unwrap(), [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]);
@@ -255,14 +261,20 @@ fn scores_far_below_zero_have_shares_of_all() {
     let router = LinearRouter::new(4, 2, &[0f32; 8], Some(&[-200.0; 4])).unwrap();
     let router = CudaRouter::new(&cuda, router).unwrap();
     let weighting = Weighting::SoftmaxAll;
-    let sizes = route::Sizes { tokens: 1, in_features: 2, x_stride: 2, experts: 4, top_k: 2, weighting };
+    let sizes = route::Sizes {
+        tokens: 1,
+        in_features: 2,
+        x_stride: 2,
+        experts: 4,
+        rule: route::Rule::top_k(2, weighting),
+    };
     let x = cuda.upload(&[1f32, 1.0]).unwrap();
     let (mut ids, mut weights) = (cuda.upload(&[9i32; 2]).unwrap(), cuda.upload(&[NOTHING; 2]).unwrap());
     {
         let x = View::<f32>::whole(&cuda, &x).unwrap();
         let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
         let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
-        cuda.route(&sizes, &router, &x, None, &mut ids, &mut weights).unwrap();
+        cuda.route(&sizes, &router, &x, None, None, &mut ids, &mut weights).unwrap();
     }
     assert_eq!(cuda.download::<f32>(&weights, 2).unwrap(), [0.25; 2]);
     assert!(cuda.take_status().unwrap().is_ok());

@@ -40,7 +40,7 @@ fn lora<E: Element>(expert: usize) -> Lora {
 fn router(seed: usize) -> Router<LinearRouter> {
     let weight = values::<f32>(seed, RANKS.len() * IN);
     let linear = LinearRouter::new(RANKS.len(), IN, &weight, Some(&[0.25, -0.5, 0.0])).unwrap();
-    Router::Linear { linear, top_k: TOP_K, weighting: Weighting::SoftmaxSelected }
+    Router::best(linear, TOP_K, Weighting::SoftmaxSelected)
 }
 
 fn layer<E: Element>(wgpu: &Wgpu, seed: usize) -> MoeLora<Wgpu> {
@@ -58,7 +58,7 @@ fn expected<E: Element>(seed: usize, x: &[E], weight: &[E]) -> (Vec<E>, Vec<i32>
     let (mut ids, mut weights) = (vec![9; TOKENS * TOP_K], vec![f32::NAN; TOKENS * TOP_K]);
     let mut y = vec![E::from_f32(f32::NAN); TOKENS * OUT];
     let mut workspace = vec![f32::NAN; layer.workspace_len(TOKENS)];
-    let mut routing = Routing { topk_ids: &mut ids, topk_weights: &mut weights };
+    let mut routing = Routing::new(&mut ids, &mut weights);
     let weight = cpu.pack(OUT, IN, weight).unwrap();
     let base = Base { weight: &weight, bias: None };
     layer.forward(&rows(), base, x, &mut routing, &mut workspace, &mut y).unwrap();
@@ -96,10 +96,10 @@ fn two_layers_in_one_encoder<E: Element>(tolerance: f32) {
         let [plan_bytes, h_bytes] = layer.workspace_bytes(TOKENS).unwrap();
         let words = |bytes: u64| wgpu.upload(&vec![0xffff_ffffu32; bytes as usize / 4]).unwrap();
         let mut workspace = layer.workspace_in(words(plan_bytes), words(h_bytes));
-        let routing = RoutingView {
-            topk_ids: View::new(&ids, 3, TOKENS * TOP_K).unwrap(),
-            topk_weights: View::new(&weights, 3, TOKENS * TOP_K).unwrap(),
-        };
+        let routing = RoutingView::new(
+            View::new(&ids, 3, TOKENS * TOP_K).unwrap(),
+            View::new(&weights, 3, TOKENS * TOP_K).unwrap(),
+        );
         let x_view = View::<E>::new(&x_buffer, first, TOKENS * IN).unwrap();
         let y_view = View::<E>::new(&y_buffer, first, TOKENS * OUT).unwrap();
         let base = Base { weight: View::new(&w_buffer, first, OUT * IN).unwrap(), bias: None };
@@ -137,8 +137,7 @@ fn delta_after(change: impl FnOnce(&mut Pool)) -> (Vec<f32>, Status) {
         (wgpu.upload(&values::<f32>(1, TOKENS * IN)).unwrap(), wgpu.upload(&[5f32; TOKENS * OUT]).unwrap());
     let (ids, weights) = (wgpu.upload(&[1i32; TOKENS]).unwrap(), wgpu.upload(&[1f32; TOKENS]).unwrap());
     let view = |b| View::new(b, 0, TOKENS);
-    let routing =
-        RoutingView { topk_ids: view(&ids).unwrap(), topk_weights: View::new(&weights, 0, TOKENS).unwrap() };
+    let routing = RoutingView::new(view(&ids).unwrap(), View::new(&weights, 0, TOKENS).unwrap());
     let mut workspace = layer.workspace(TOKENS).unwrap();
     let mut encoder = wgpu.encoder();
     let (x, y_view) =
@@ -256,10 +255,10 @@ fn the_engines_own_device_is_taken_as_it_is() {
     let y_buffer = wgpu.upload(&[f32::NAN; TOKENS * OUT]).unwrap();
     let (ids, weights) =
         (wgpu.upload(&[0i32; TOKENS * TOP_K]).unwrap(), wgpu.upload(&[0f32; TOKENS * TOP_K]).unwrap());
-    let routing = RoutingView {
-        topk_ids: View::new(&ids, 0, TOKENS * TOP_K).unwrap(),
-        topk_weights: View::new(&weights, 0, TOKENS * TOP_K).unwrap(),
-    };
+    let routing = RoutingView::new(
+        View::new(&ids, 0, TOKENS * TOP_K).unwrap(),
+        View::new(&weights, 0, TOKENS * TOP_K).unwrap(),
+    );
     let base = Base { weight: View::new(&w_buffer, 0, OUT * IN).unwrap(), bias: None };
     let (x_view, y_view) = (
         View::<f32>::new(&x_buffer, 0, TOKENS * IN).unwrap(),
@@ -352,7 +351,7 @@ fn weights_that_are_not_finite_never_reach_y() {
     let layer = MoeLora::<Cpu>::new(&Cpu::new().unwrap(), pool, Router::External { top_k: 1 }).unwrap();
     let (mut workspace, mut y) = (vec![0.0; layer.workspace_len(TOKENS)], vec![7f32; TOKENS * OUT]);
     let mut ids = [1; TOKENS];
-    let mut routing = Routing { topk_ids: &mut ids, topk_weights: &mut weights };
+    let mut routing = Routing::new(&mut ids, &mut weights);
     let weight = values::<f32>(5, OUT * IN);
     let weight = layer.device().pack(OUT, IN, &weight).unwrap();
     let base = Base { weight: &weight, bias: None };
@@ -369,7 +368,7 @@ fn weights_that_are_not_finite_never_reach_y() {
         (View::new(&ids, 0, TOKENS).unwrap(), View::new(&weights, 0, TOKENS).unwrap());
     let (mut workspace, mut encoder) = (layer.workspace(TOKENS).unwrap(), wgpu.encoder());
     let (x, y_view) = (View::<f32>::whole(&x), View::whole(&y));
-    let routing = RoutingView { topk_ids, topk_weights };
+    let routing = RoutingView::new(topk_ids, topk_weights);
     layer.forward_delta(&mut encoder, &rows(), x, routing, &mut workspace, y_view).unwrap();
     wgpu.queue().submit([encoder.finish()]);
     let y = wgpu.download::<f32>(&y, TOKENS * OUT).unwrap();

@@ -73,7 +73,13 @@ fn plan_and_route_do_nothing_without_routes() {
     assert_eq!(routes(3, 256), [3, 1, 3]);
     let weighting = Weighting::SoftmaxAll;
     let route = |tokens, top_k| {
-        route::grid(&route::Sizes { tokens, in_features: 8, x_stride: 8, experts: 8, top_k, weighting })
+        route::grid(&route::Sizes {
+            tokens,
+            in_features: 8,
+            x_stride: 8,
+            experts: 8,
+            rule: route::Rule::top_k(top_k, weighting),
+        })
     };
     assert_eq!([route(0, 2), route(5, 0), route(5, 2)], [0, 0, 5]);
 }

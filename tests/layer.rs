@@ -45,7 +45,7 @@ fn lora(name: &str, rank: usize) -> Lora {
 
 fn linear() -> Router<LinearRouter> {
     let linear = LinearRouter::new(5, 12, &values("router", 60), None).unwrap();
-    Router::Linear { linear, top_k: 2, weighting: Weighting::SoftmaxSelected }
+    Router::best(linear, 2, Weighting::SoftmaxSelected)
 }
 
 fn layer(device: &Device, router: Router<LinearRouter>) -> HostLayer<f32> {
@@ -61,7 +61,7 @@ fn forward(
     weights: &[f32],
 ) -> Result<(Vec<f32>, Vec<i32>, Vec<f32>)> {
     let (mut ids, mut weights, mut y) = (ids.to_vec(), weights.to_vec(), vec![f32::NAN; 60]);
-    let routing = Routing { topk_ids: &mut ids, topk_weights: &mut weights };
+    let routing = Routing::new(&mut ids, &mut weights);
     layer.forward(6, &values("x", 72), routing, &mut y)?;
     Ok((y, ids, weights))
 }
@@ -113,11 +113,11 @@ fn errors_name_operation_argument_expected_and_got() {
         let out_of_range = says(&mut layer, &ids);
         assert!(out_of_range.contains("topk_ids"), "{out_of_range}");
         let wide = LinearRouter::new(6, 12, &[0f32; 72], None).unwrap();
-        let router = Router::Linear { linear: wide, top_k: 2, weighting: Weighting::SoftmaxAll };
+        let router = Router::best(wide, 2, Weighting::SoftmaxAll);
         let refused = layer.set_router(router).unwrap_err().to_string();
         assert_eq!(refused, "layer: router.experts: expected at most the pool's 5 slots, got 6");
         let greedy = LinearRouter::new(2, 12, &[0f32; 24], None).unwrap();
-        let router = Router::Linear { linear: greedy, top_k: 3, weighting: Weighting::SoftmaxAll };
+        let router = Router::best(greedy, 3, Weighting::SoftmaxAll);
         let refused = layer.set_router(router).unwrap_err().to_string();
         assert_eq!(refused, "layer: router.top_k: expected at most the router's 2 experts, got 3");
     }

@@ -137,13 +137,27 @@ fn a_score_that_is_not_finite_selects_nothing() {
         let router = LinearRouter::new(3, 2, &[1f32; 6], None).unwrap();
         let router = WgpuRouter::new(&wgpu, router).unwrap();
         let weighting = Weighting::SoftmaxSelected;
-        let sizes = route::Sizes { tokens: 3, in_features: 2, x_stride: 2, experts: 3, top_k: 2, weighting };
+        let sizes = route::Sizes {
+            tokens: 3,
+            in_features: 2,
+            x_stride: 2,
+            experts: 3,
+            rule: route::Rule::top_k(2, weighting),
+        };
         let x = wgpu.upload(&[1f32, 1.0, f32::INFINITY, 0.0, 1.0, f32::NAN]).unwrap();
         let (ids, weights) = (wgpu.upload(&[9i32; 6]).unwrap(), wgpu.upload(&[NOTHING; 6]).unwrap());
         let views = (View::new(&ids, 0, 6).unwrap(), View::new(&weights, 0, 6).unwrap());
         let mut encoder = wgpu.encoder();
-        wgpu.route(&mut encoder, &sizes, &router, View::<f32>::new(&x, 0, 6).unwrap(), views.0, views.1)
-            .unwrap();
+        wgpu.route(
+            &mut encoder,
+            &sizes,
+            &router,
+            View::<f32>::new(&x, 0, 6).unwrap(),
+            None,
+            views.0,
+            views.1,
+        )
+        .unwrap();
         wgpu.queue().submit([encoder.finish()]);
         assert_eq!(wgpu.download::<i32>(&ids, 6).unwrap(), [0, 1, -1, -1, -1, -1], "{}", wgpu.describe());
         assert_eq!(wgpu.download::<f32>(&weights, 6).unwrap(), [0.5, 0.5, 0.0, 0.0, 0.0, 0.0]);

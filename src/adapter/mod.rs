@@ -14,7 +14,7 @@ pub mod slots;
 mod tensors;
 
 pub use ming::{Ming, MingModule, read_ming};
-pub use router::{LinearRouter, read_routers};
+pub use router::{LinearRouter, Prototypes, read_routers};
 
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};

@@ -7,13 +7,43 @@ use crate::ops::check_len;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A linear router's parameters, f32: `z = x weight^T + bias`.
+/// A linear router's parameters, f32: `z = x weight^T + bias`; with [prototypes](Self::prototypes) another function of the
+/// same product.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearRouter {
     experts: usize,
     in_features: usize,
     weight: Vec<f32>,
     bias: Option<Vec<f32>>,
+    standardised: bool,
+    absolute: bool,
+}
+
+/// How prototypes score, `z_e = <x, v_e> / temperature` and changes of it. Standardising is LayerNorm without affine
+/// parameters, `(u - mean) / sqrt(variance + 1e-5)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prototypes {
+    /// x is standardised.
+    pub standardise_x: bool,
+    /// Every prototype is standardised.
+    pub standardise_v: bool,
+    /// The product's absolute value counts (Arrow).
+    pub absolute: bool,
+    /// What scores are divided by.
+    pub temperature: f32,
+}
+
+impl Prototypes {
+    /// PHATGOOSE: both standardised, temperature `sqrt(in_features)`.
+    pub fn phatgoose(in_features: usize) -> Self {
+        let temperature = (in_features as f32).sqrt();
+        Self { standardise_x: true, standardise_v: true, absolute: false, temperature }
+    }
+
+    /// Arrow: the absolute value of the product.
+    pub const fn arrow() -> Self {
+        Self { standardise_x: false, standardise_v: false, absolute: true, temperature: 1.0 }
+    }
 }
 
 impl LinearRouter {
@@ -46,10 +76,53 @@ impl LinearRouter {
             }
         };
         let (weight, bias) = (widen("weight", weight)?, bias.map(|b| widen("bias", b)).transpose()?);
-        Ok(Self { experts, in_features, weight, bias })
+        Ok(Self { experts, in_features, weight, bias, standardised: false, absolute: false })
     }
 
-    /// Rows of the weight.
+    /// From one prototype `v_e` an expert, `v [experts, in_features]` of any element type.
+    ///
+    /// What does not depend on x is folded into the weight, in f64: `(v_e - mean(v_e)) / (sqrt(variance + 1e-5) temperature)`
+    /// where all is standardised. x's mean then drops out of the product, and only its deviation is left to divide by
+    /// (operators, section 6).
+    pub fn prototypes<E: Element>(
+        experts: usize,
+        in_features: usize,
+        v: &[E],
+        how: Prototypes,
+    ) -> Result<Self> {
+        if !how.temperature.is_finite() || how.temperature <= 0.0 {
+            return Err(Error::argument("route", "temperature", "a finite number above 0", how.temperature));
+        }
+        let mut router = Self::new(experts, in_features, v, None)?;
+        for row in router.weight.chunks_mut(in_features.max(1)) {
+            let values = row.iter().map(|&v| f64::from(v));
+            let mean = values.clone().sum::<f64>() / in_features as f64;
+            // Without x's mean a constant part of v counts for nothing.
+            let mean = if how.standardise_x || how.standardise_v { mean } else { 0.0 };
+            let deviation = if how.standardise_v { crate::ops::route::deviation(values) } else { 1.0 };
+            let scale = 1.0 / (deviation * f64::from(how.temperature));
+            row.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale) as f32);
+        }
+        (router.standardised, router.absolute) = (how.standardise_x, how.absolute);
+        Ok(router)
+    }
+
+    /// Whether the product is divided by `sqrt(variance + 1e-5)` of the token's x.
+    pub fn is_standardised(&self) -> bool {
+        self.standardised
+    }
+
+    /// Whether the product's absolute value counts.
+    pub fn is_absolute(&self) -> bool {
+        self.absolute
+    }
+
+    /// Whether a score is the product and the bias alone.
+    pub fn is_linear(&self) -> bool {
+        !self.standardised && !self.absolute
+    }
+
+    /// Rows of the weight: one an expert, and a threshold's behind them where it is learned.
     pub fn experts(&self) -> usize {
         self.experts
     }

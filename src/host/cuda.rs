@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::layer::cuda::{RoutingView, Workspace};
 use crate::layer::{Base, MoeLora, Routing, Rows};
 use crate::ops::check_len;
+use crate::ops::route::{Allow, CudaRouter};
 use bytemuck::Pod;
 
 /// Device memory for calls of at most so many tokens.
@@ -45,6 +46,9 @@ pub(super) fn run<X: Element>(
     }
     copy(cuda, routing.topk_ids, &mut b.topk_ids)?;
     copy(cuda, routing.topk_weights, &mut b.topk_weights)?;
+    let allow = super::checked_allow(layer.router(), &routing, CudaRouter::linear)?;
+    let allow =
+        allow.map(|a| Ok::<_, Error>((cuda.upload(a.offsets)?, cuda.upload(a.lists)?))).transpose()?;
     {
         let x_view = View::new(cuda, b.x.slice(..x.len()))?;
         let mut y_view = ViewMut::new(cuda, b.y.slice_mut(..y.len()))?;
@@ -52,6 +56,14 @@ pub(super) fn run<X: Element>(
             topk_ids: ViewMut::new(cuda, b.topk_ids.slice_mut(..routes))?,
             topk_weights: ViewMut::new(cuda, b.topk_weights.slice_mut(..routes))?,
             live_tokens: None,
+            allow: match &allow {
+                Some((offsets, lists)) => Some(Allow {
+                    offsets: View::new(cuda, offsets.slice(..))?,
+                    lists: View::new(cuda, lists.slice(..))?,
+                }),
+                None => None,
+            },
+            given: routing.given,
         };
         match base {
             Some(Base { weight, bias }) => {

@@ -1,14 +1,14 @@
 //! The layer on CUDA: the same calls, enqueued on the engine's stream.
 
-use super::{Base, MoeLora, OP, Place, Router, Rows, check_router};
+use super::{Base, MoeLora, OP, Place, Router, Rows, check_router, route_sizes};
 use crate::adapter::LinearRouter;
 use crate::device::cuda::cudarc::driver::CudaSlice;
 use crate::device::cuda::{self as device, Cuda, Memory, View, ViewMut};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::{Form, cost};
-use crate::ops::route::CudaRouter;
-use crate::ops::{plan, route, shrink};
+use crate::ops::route::{Allow, CudaRouter};
+use crate::ops::{plan, shrink};
 
 impl Place for Cuda {
     type Pool = device::Pool;
@@ -24,6 +24,17 @@ pub struct RoutingView<'a> {
     pub topk_weights: ViewMut<'a, f32>,
     /// One word: how many of the tokens there are, known on the device alone; all without it.
     pub live_tokens: Option<View<'a, u32>>,
+    /// Which experts the tokens of each request may take; all without it. For the layer's own router.
+    pub allow: Option<Allow<View<'a, u32>>>,
+    /// Ids and weights are there already, also where the layer has a router: it was asked before, of another tensor say.
+    pub given: bool,
+}
+
+impl<'a> RoutingView<'a> {
+    /// Of all tokens, without a mask; the layer's router fills it, where there is one.
+    pub fn new(topk_ids: ViewMut<'a, i32>, topk_weights: ViewMut<'a, f32>) -> Self {
+        Self { topk_ids, topk_weights, live_tokens: None, allow: None, given: false }
+    }
 }
 
 /// Device memory that calls reuse: a plan, and h with the scratch of shrink behind it.
@@ -52,12 +63,7 @@ impl MoeLora<Cuda> {
         if let Router::Linear { linear, .. } = &router {
             check_router(&router, linear, self.pool.slots().sizes())?;
         }
-        self.router = match router {
-            Router::External { top_k } => Router::External { top_k },
-            Router::Linear { linear, top_k, weighting } => {
-                Router::Linear { linear: CudaRouter::new(&self.device, linear)?, top_k, weighting }
-            }
-        };
+        self.router = router.try_map(|linear| CudaRouter::new(&self.device, linear))?;
         Ok(())
     }
 
@@ -122,17 +128,15 @@ impl MoeLora<Cuda> {
 
     /// Fills the routing from `x [tokens, in_features]`; leaves it alone where the router is external.
     pub fn route<X: Element>(&self, rows: &Rows, x: &View<X>, routing: &mut RoutingView) -> Result<()> {
-        let Router::Linear { linear, top_k, weighting } = &self.router else { return Ok(()) };
-        let sizes = route::Sizes {
-            tokens: rows.tokens,
-            in_features: linear.linear().in_features(),
-            x_stride: rows.x_stride,
-            experts: linear.linear().experts(),
-            top_k: *top_k,
-            weighting: *weighting,
-        };
-        let RoutingView { topk_ids, topk_weights, live_tokens } = routing;
-        self.device.route(&sizes, linear, x, live_tokens.as_ref(), topk_ids, topk_weights)
+        let Router::Linear { linear, rule } = &self.router else { return Ok(()) };
+        let sizes = route_sizes(rows, linear.linear(), *rule);
+        let RoutingView { topk_ids, topk_weights, live_tokens, allow, .. } = routing;
+        let allow = allow.as_ref().map(|Allow { offsets, lists }| Allow { offsets, lists });
+        self.device.route(&sizes, linear, x, allow, live_tokens.as_ref(), topk_ids, topk_weights)
+    }
+
+    fn route_first<X: Element>(&self, rows: &Rows, x: &View<X>, routing: &mut RoutingView) -> Result<()> {
+        if routing.given { Ok(()) } else { self.route(rows, x, routing) }
     }
 
     /// `y = x weight^T (+ bias) + experts`, enqueued.
@@ -150,20 +154,20 @@ impl MoeLora<Cuda> {
         let shapes = self.shapes(pool.slots(), self.h_stride(), rows);
         if form == Form::Dense {
             let sizes = shapes.dense(pool.slots());
-            let router = match &self.router {
-                Router::Linear { linear, weighting, .. } => Some((linear, *weighting)),
-                Router::External { .. } => None,
-            };
+            let gate = self.router.gate(CudaRouter::linear, routing.given, routing.allow.is_some());
+            if gate.is_none() {
+                self.route_first(rows, x, routing)?;
+            }
             let (_, _, h) = self.parts(rows.tokens, workspace)?;
             let z_len = rows.tokens.saturating_mul(sizes.h_stride);
             // SAFETY: the part of the workspace that is h's, which holds as many f32.
             let mut z = unsafe { ViewMut::<X>::from_raw(h.address(), z_len) };
-            let RoutingView { topk_ids, topk_weights, live_tokens } = routing;
+            let RoutingView { topk_ids, topk_weights, live_tokens, .. } = routing;
             let live = live_tokens.as_ref();
-            cuda.fused_gate(&sizes, pool, router, x, live, topk_ids, topk_weights, &mut z)?;
+            cuda.fused_gate(&sizes, pool, gate, x, live, topk_ids, topk_weights, &mut z)?;
             return cuda.fused_dense(&sizes, pool, weight, bias, x, &z.as_view(), live, y);
         }
-        self.route(rows, x, routing)?;
+        self.route_first(rows, x, routing)?;
         let (topk_ids, topk_weights) = (routing.topk_ids.as_view(), routing.topk_weights.as_view());
         let (live_tokens, sizes) = (routing.live_tokens.as_ref(), &shapes.fused);
         let (plan, mut scratch, mut h) = self.parts(rows.tokens, workspace)?;
@@ -228,7 +232,7 @@ impl MoeLora<Cuda> {
         workspace: &mut Workspace,
         y: &mut ViewMut<X>,
     ) -> Result<()> {
-        self.route(rows, x, routing)?;
+        self.route_first(rows, x, routing)?;
         let shapes = self.shapes(self.pool.slots(), self.h_stride(), rows);
         let (topk_ids, topk_weights) = (routing.topk_ids.as_view(), routing.topk_weights.as_view());
         let (plan, mut scratch, mut h) = self.parts(rows.tokens, workspace)?;

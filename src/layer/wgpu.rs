@@ -1,13 +1,13 @@
 //! The layer on WebGPU: the same calls, recorded into the engine's encoder.
 
-use super::{Base, MoeLora, OP, Place, Router, Rows, check_router};
+use super::{Base, MoeLora, OP, Place, Router, Rows, check_router, route_sizes};
 use crate::adapter::LinearRouter;
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::{Form, cost};
-use crate::ops::route::WgpuRouter;
-use crate::ops::{Output, plan, route};
+use crate::ops::route::{Allow, WgpuRouter};
+use crate::ops::{Output, plan};
 
 impl Place for Wgpu {
     type Pool = device::Pool;
@@ -21,6 +21,17 @@ pub struct RoutingView<'a> {
     pub topk_ids: View<'a, i32>,
     /// `[tokens, top_k]`.
     pub topk_weights: View<'a, f32>,
+    /// Which experts the tokens of each request may take; all without it. For the layer's own router.
+    pub allow: Option<Allow<View<'a, u32>>>,
+    /// Ids and weights are there already, also where the layer has a router: it was asked before, of another tensor say.
+    pub given: bool,
+}
+
+impl<'a> RoutingView<'a> {
+    /// Without a mask; the layer's router fills it, where there is one.
+    pub fn new(topk_ids: View<'a, i32>, topk_weights: View<'a, f32>) -> Self {
+        Self { topk_ids, topk_weights, allow: None, given: false }
+    }
 }
 
 /// Device memory that calls reuse: a plan and h.
@@ -53,12 +64,7 @@ impl MoeLora<Wgpu> {
         if let Router::Linear { linear, .. } = &router {
             check_router(&router, linear, self.pool.slots().sizes())?;
         }
-        self.router = match router {
-            Router::External { top_k } => Router::External { top_k },
-            Router::Linear { linear, top_k, weighting } => {
-                Router::Linear { linear: WgpuRouter::new(&self.device, linear)?, top_k, weighting }
-            }
-        };
+        self.router = router.try_map(|linear| WgpuRouter::new(&self.device, linear))?;
         Ok(())
     }
 
@@ -97,16 +103,20 @@ impl MoeLora<Wgpu> {
         x: View<X>,
         routing: RoutingView,
     ) -> Result<()> {
-        let Router::Linear { linear, top_k, weighting } = &self.router else { return Ok(()) };
-        let sizes = route::Sizes {
-            tokens: rows.tokens,
-            in_features: linear.linear().in_features(),
-            x_stride: rows.x_stride,
-            experts: linear.linear().experts(),
-            top_k: *top_k,
-            weighting: *weighting,
-        };
-        self.device.route(encoder, &sizes, linear, x, routing.topk_ids, routing.topk_weights)
+        let Router::Linear { linear, rule } = &self.router else { return Ok(()) };
+        let sizes = route_sizes(rows, linear.linear(), *rule);
+        let RoutingView { topk_ids, topk_weights, allow, .. } = routing;
+        self.device.route(encoder, &sizes, linear, x, allow, topk_ids, topk_weights)
+    }
+
+    fn route_first<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        rows: &Rows,
+        x: View<X>,
+        routing: RoutingView,
+    ) -> Result<()> {
+        if routing.given { Ok(()) } else { self.route(encoder, rows, x, routing) }
     }
 
     /// `y = x weight^T (+ bias) + experts`, recorded into `encoder`.
@@ -124,18 +134,18 @@ impl MoeLora<Wgpu> {
         self.check_forward()?;
         let (form, wgpu, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
         let shapes = self.shapes(pool.slots(), pool.slots().max_rank(), rows);
-        let (RoutingView { topk_ids, topk_weights }, Workspace { plan, h }) = (routing, workspace);
+        let (RoutingView { topk_ids, topk_weights, .. }, Workspace { plan, h }) = (routing, workspace);
         let h = View::whole(h);
         if form == Form::Dense {
             let sizes = shapes.dense(pool.slots());
-            let router = match &self.router {
-                Router::Linear { linear, weighting, .. } => Some((linear, *weighting)),
-                Router::External { .. } => None,
-            };
-            wgpu.fused_gate(encoder, &sizes, pool, router, x, topk_ids, topk_weights, h)?;
+            let gate = self.router.gate(WgpuRouter::linear, routing.given, routing.allow.is_some());
+            if gate.is_none() {
+                self.route_first(encoder, rows, x, routing)?;
+            }
+            wgpu.fused_gate(encoder, &sizes, pool, gate, x, topk_ids, topk_weights, h)?;
             return wgpu.fused_dense(encoder, &sizes, pool, weight, bias, x, h, y);
         }
-        self.route(encoder, rows, x, routing)?;
+        self.route_first(encoder, rows, x, routing)?;
         let sizes = &shapes.fused;
         if form == Form::Few {
             return wgpu.fused_few(encoder, sizes, pool, weight, bias, x, topk_ids, topk_weights, h, y);
@@ -173,9 +183,9 @@ impl MoeLora<Wgpu> {
         workspace: &mut Workspace,
         y: View<X>,
     ) -> Result<()> {
-        self.route(encoder, rows, x, routing)?;
+        self.route_first(encoder, rows, x, routing)?;
         let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
-        let (RoutingView { topk_ids, topk_weights }, Workspace { plan, h }) = (routing, workspace);
+        let (RoutingView { topk_ids, topk_weights, .. }, Workspace { plan, h }) = (routing, workspace);
         let h = View::whole(h);
         self.device.plan_into(encoder, &shapes.plan, &self.pool, topk_ids, plan)?;
         self.device.shrink(encoder, &shapes.shrink, plan, &self.pool, x, topk_weights, h)?;

@@ -200,3 +200,15 @@ pub fn definition<X: Element, A: Element>(
     }
     Ok(())
 }
+
+/// The first product of the dense form makes plain choices of linear scores; others come from `route`, before it.
+pub(crate) fn check_gate_router(
+    rule: &super::route::Rule,
+    router: &crate::adapter::LinearRouter,
+) -> Result<()> {
+    if rule.is_plain() && router.is_linear() {
+        return Ok(());
+    }
+    let expected = "a softmax over the best of linear scores (others: route first, and give ids)";
+    Err(Error::argument(OP, "router", expected, rule.weighting.name()))
+}

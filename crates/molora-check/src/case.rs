@@ -3,7 +3,10 @@
 use crate::routing::Routing;
 use molora::element::ElementType;
 use molora::ops::fused::{Form, cost};
-use molora::ops::{Output, grouped, route::Weighting};
+use molora::ops::{
+    Output, grouped,
+    route::{Rule, Select, Weighting},
+};
 
 /// What is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +106,71 @@ pub struct Group {
     pub x_per_route: bool,
 }
 
+/// What a route's threshold is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Threshold {
+    /// There is none.
+    #[default]
+    None,
+    /// A number.
+    Fixed,
+    /// A score of the router's last row.
+    Learned,
+}
+
+impl Threshold {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Fixed, Self::Learned];
+
+    /// The name in case strings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "no_threshold",
+            Self::Fixed => "threshold",
+            Self::Learned => "learned_threshold",
+        }
+    }
+}
+
+/// How scores are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Scores {
+    /// `x weight^T + bias`.
+    #[default]
+    Linear,
+    /// Prototypes, all standardised.
+    Prototypes,
+    /// Prototypes, the product's absolute value.
+    Absolute,
+}
+
+impl Scores {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Linear, Self::Prototypes, Self::Absolute];
+
+    /// The name in case strings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Prototypes => "prototypes",
+            Self::Absolute => "absolute",
+        }
+    }
+}
+
+/// The parts of [`Op::Route`] that its other sizes do not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Scoring {
+    /// How scores are made.
+    pub scores: Scores,
+    /// What selects among the best.
+    pub threshold: Threshold,
+    /// Requests of uneven lengths with allow-lists of their own, some empty, and tokens behind the last.
+    pub masked: bool,
+    /// Experts that every token takes.
+    pub shared: usize,
+}
+
 /// One problem. Its text (`Display`, `FromStr`) names it in test failures, bench ids and results.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Case {
@@ -140,6 +208,8 @@ pub struct Case {
     pub bias: bool,
     /// Route: scores to weights.
     pub weighting: Weighting,
+    /// Route: how scores are made, and which may be taken.
+    pub scoring: Scoring,
     /// Elements between the end of a row and the next.
     pub padding: usize,
     /// Which numbers.
@@ -167,6 +237,7 @@ impl Case {
             accumulate: matches!(op, Op::Delta),
             bias: false,
             weighting: Weighting::SoftmaxSelected,
+            scoring: Scoring::default(),
             padding: 0,
             seed: 0,
         }
@@ -251,6 +322,17 @@ impl Case {
 
     /// Routes, live or not.
     pub fn routes(&self) -> usize {
-        self.tokens * self.top_k
+        self.tokens * (self.top_k + self.scoring.shared)
+    }
+
+    /// Route: what is taken of the scores. Thresholds lie where some tokens take all, some a few, and some none.
+    pub fn rule(&self) -> Rule {
+        let even = 1.0 / self.experts.max(1) as f32;
+        let select = match self.scoring.threshold {
+            Threshold::None => Select::TopK,
+            Threshold::Fixed => Select::Threshold((1.5 * even).min(1.0)),
+            Threshold::Learned => Select::LearnedThreshold((3.0 * even).min(1.0)),
+        };
+        Rule { top_k: self.top_k, select, weighting: self.weighting, shared: self.scoring.shared }
     }
 }

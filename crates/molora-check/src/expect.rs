@@ -225,7 +225,8 @@ fn run_definition(inputs: &Inputs, numbers: &Numbers, x: &[f32]) -> Result<()> {
         Op::Route => {
             let (mut ids, mut weights) = (vec![0; case.routes()], vec![0f32; case.routes()]);
             let sizes = route::Sizes { x_stride: case.in_features, ..inputs.route_sizes() };
-            route::definition(&sizes, &inputs.router, x, &mut ids, &mut weights)
+            let allow = inputs.allow.as_ref().map(|a| a.as_allow());
+            route::definition(&sizes, &inputs.router, x, allow, &mut ids, &mut weights)
         }
         Op::Plan => plan::definition(&inputs.plan_sizes(), &inputs.topk_ids, 0).map(drop),
         Op::Grouped => grouped::rows(inputs, numbers, inputs.case.group.rows).map(drop),

@@ -1,17 +1,18 @@
 //! The numbers of a case: the same on every machine, rounded to the case's element types once, before the
 //! definition or any device sees them.
 
-use crate::case::{Case, Op};
+use crate::case::{Case, Op, Scores};
 use crate::grouped;
 use crate::guarded::{Guarded, Tensor};
 use crate::rng::Rng;
 use crate::routing::Routing;
 use half::{bf16, f16};
-use molora::adapter::LinearRouter;
 use molora::adapter::Lora;
+use molora::adapter::{LinearRouter, Prototypes};
 use molora::element::ElementType;
 use molora::error::Result;
 use molora::layer::Rows;
+use molora::ops::route::AllowLists;
 use molora::ops::{Output, base, expand, fused, plan, route, shrink};
 
 /// One expert, or one slice of it; values rounded to the case's adapter elements and widened again.
@@ -50,6 +51,8 @@ pub struct Inputs {
     pub bias: Option<Tensor>,
     /// Input of route.
     pub router: LinearRouter,
+    /// Input of route.
+    pub allow: Option<AllowLists>,
     /// What y holds before the call: known values where the case adds, NaN where it overwrites.
     pub y: Tensor,
 }
@@ -98,7 +101,21 @@ impl Inputs {
         };
         let h = h(case, &topk_ids, &mut rng("h"));
         let router = router(case, &mut rng("router"));
-        Self { case: case.clone(), x, topk_ids, lora_ids, topk_weights, experts, h, weight, bias, router, y }
+        let allow = case.scoring.masked.then(|| allow(case, &mut rng("allow")));
+        Self {
+            case: case.clone(),
+            x,
+            topk_ids,
+            lora_ids,
+            topk_weights,
+            experts,
+            h,
+            weight,
+            bias,
+            router,
+            allow,
+            y,
+        }
     }
 
     /// Rows and columns of the weight.
@@ -160,9 +177,9 @@ impl Inputs {
 
     /// The sizes of the case's routing.
     pub fn route_sizes(&self) -> route::Sizes {
-        let Case { tokens, top_k, experts, in_features, weighting, .. } = self.case;
+        let Case { tokens, experts, in_features, .. } = self.case;
         let x_stride = self.case.stride(in_features);
-        route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting }
+        route::Sizes { tokens, in_features, x_stride, experts, rule: self.case.rule() }
     }
 
     /// One expert as adapters of the case's elements, one for each slice that it changes.
@@ -266,10 +283,33 @@ fn router(case: &Case, rng: &mut Rng) -> LinearRouter {
         Routing::Identical => 0.0,
         _ => rng.value(scale),
     };
-    let weight: Vec<f32> = (0..experts * case.in_features).map(|_| value(scale)).collect();
-    let bias: Option<Vec<f32>> = case.bias.then(|| (0..experts).map(|_| value(1.0)).collect());
-    LinearRouter::new(experts, case.in_features, &weight, bias.as_deref())
-        .expect("lengths fit by construction")
+    let rows = experts + if experts > 0 { case.rule().select.rows() } else { 0 };
+    let weight: Vec<f32> = (0..rows * case.in_features).map(|_| value(scale)).collect();
+    let bias: Option<Vec<f32>> = case.bias.then(|| (0..rows).map(|_| value(1.0)).collect());
+    let router = match case.scoring.scores {
+        Scores::Linear => LinearRouter::new(rows, case.in_features, &weight, bias.as_deref()),
+        Scores::Prototypes => {
+            // A lower temperature than the published one, as for scores of a few units.
+            let how = Prototypes { temperature: scale.recip(), ..Prototypes::phatgoose(case.in_features) };
+            LinearRouter::prototypes(rows, case.in_features, &weight, how)
+        }
+        Scores::Absolute => LinearRouter::prototypes(rows, case.in_features, &weight, Prototypes::arrow()),
+    };
+    router.expect("lengths fit by construction")
+}
+
+/// Requests of 0 to 7 tokens for all but the last token, each with about half of the experts, or with none, or with all.
+fn allow(case: &Case, rng: &mut Rng) -> AllowLists {
+    let mut lists = AllowLists::new(case.experts);
+    let mut left = case.tokens.saturating_sub(1);
+    while left > 0 {
+        let tokens = rng.below(8).min(left);
+        left -= tokens;
+        let kind = rng.below(5);
+        let experts = (0..case.experts).filter(|_| kind > 0 && (kind == 1 || rng.below(2) == 0));
+        lists.push(tokens, experts.collect::<Vec<_>>()).expect("experts there are");
+    }
+    lists
 }
 
 fn start_of_y(case: &Case, rows: usize, rng: &mut Rng) -> Tensor {

@@ -1,6 +1,6 @@
 //! The text of a case: `shrink/wgpu/f16/t256_k2_e8_r16_i4096_zipf1.5`. Running with it reruns the case.
 
-use crate::case::{Case, Op};
+use crate::case::{Case, Op, Scores, Threshold};
 use crate::routing::Routing;
 use molora::element::ElementType;
 use molora::ops::fused::Form;
@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 /// The word for an x with a row a route.
 const X_PER_ROUTE: &str = "x_per_route";
+/// The word for allow-lists.
+const MASKED: &str = "masked";
 
 impl Case {
     /// The text with the device in it.
@@ -46,7 +48,14 @@ impl Case {
         parts.extend((self.output != Output::Sum).then(|| self.output.name().into()));
         parts.extend(self.form.map(|form| form.name().into()));
         parts.extend((self.slices > 1).then(|| format!("s{}", self.slices)));
-        parts.extend((self.op == Op::Route).then(|| self.weighting.name().into()));
+        if self.op == Op::Route {
+            let scoring = self.scoring;
+            parts.push(self.weighting.name().into());
+            parts.extend((scoring.scores != Scores::Linear).then(|| scoring.scores.name().into()));
+            parts.extend((scoring.threshold != Threshold::None).then(|| scoring.threshold.name().into()));
+            parts.extend(scoring.masked.then(|| MASKED.into()));
+            parts.extend((scoring.shared > 0).then(|| format!("shared{}", scoring.shared)));
+        }
         parts.extend((self.accumulate && self.op != Op::Delta).then(|| "add".into()));
         parts.extend(self.bias.then(|| "bias".into()));
         parts.extend((self.padding > 0).then(|| format!("pad{}", self.padding)));
@@ -118,8 +127,11 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
     let words = Routing::ALL.iter().chain(&[Routing::Ties]).map(|r| r.name());
     let words = words.chain(Output::ALL.map(Output::name)).chain(Weighting::ALL.map(Weighting::name));
     let words = words.chain(Form::ALL.map(Form::name)).chain(grouped::Rows::ALL.map(grouped::Rows::name));
-    let word =
-        words.chain(["add", "bias", X_PER_ROUTE]).filter(|w| text.starts_with(w)).max_by_key(|w| w.len());
+    let words = words.chain(Scores::ALL.map(Scores::name)).chain(Threshold::ALL.map(Threshold::name));
+    let word = words
+        .chain(["add", "bias", MASKED, X_PER_ROUTE])
+        .filter(|w| text.starts_with(w))
+        .max_by_key(|w| w.len());
     if let Some(word) = word {
         let mut all = Routing::ALL.iter().copied().chain([Routing::Ties]);
         if let Some(routing) = all.find(|r| r.name() == word) {
@@ -130,6 +142,10 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
         case.form = named(&Form::ALL, Form::name, word).or(case.form);
         case.group.rows = named(&grouped::Rows::ALL, grouped::Rows::name, word).unwrap_or(case.group.rows);
         case.group.x_per_route |= word == X_PER_ROUTE;
+        let scoring = &mut case.scoring;
+        scoring.scores = named(&Scores::ALL, Scores::name, word).unwrap_or(scoring.scores);
+        scoring.threshold = named(&Threshold::ALL, Threshold::name, word).unwrap_or(scoring.threshold);
+        scoring.masked |= word == MASKED;
         case.accumulate |= word == "add";
         case.bias |= word == "bias";
         return Some(&text[word.len()..]);
@@ -151,6 +167,7 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
         "i" => case.in_features = number,
         "o" => case.out_features = number,
         "s" => case.slices = number,
+        "shared" => case.scoring.shared = number,
         "pad" => case.padding = number,
         "seed" => case.seed = number as u64,
         _ => return None,

@@ -6,12 +6,13 @@
 
 mod fused;
 mod grouped;
+mod route;
 
 use crate::case::{Case, Op};
 use crate::rng::Rng;
 use crate::routing::Routing;
 use molora::element::ElementType;
-use molora::ops::{Output, route::Weighting};
+use molora::ops::Output;
 
 /// How much of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,34 +98,6 @@ impl Table {
                 change(case);
             });
         }
-    }
-
-    fn route(&mut self) {
-        self.each(&[0, 1, 2, 16, 17, 63, 64, 65, 256], |c, tokens| c.tokens = tokens);
-        self.each(&EDGES, |c, width| c.in_features = width);
-        self.each(&EDGES, |c, experts| (c.experts, c.top_k) = (experts, experts.min(2)));
-        self.each(&[160, 256, 257, 1000, 4096], |c, experts| {
-            (c.experts, c.tokens, c.top_k) = (experts, 5, 8);
-        });
-        self.each(&[1, 3, 4, 6, 8], |c, top_k| c.top_k = top_k);
-        for weighting in Weighting::ALL {
-            self.all_pairs(|c| (c.weighting, c.bias) = (weighting, true));
-            self.all_pairs(|c| (c.weighting, c.routing, c.top_k) = (weighting, Routing::Ties, 4));
-            self.each(&[1, 8, 33, 65, 128], |c, experts| {
-                (c.weighting, c.routing) = (weighting, Routing::Identical);
-                (c.experts, c.top_k) = (experts, experts.min(8));
-            });
-        }
-        self.each(&[1, 2, 3, 16], |c, padding| {
-            (c.padding, c.x, c.adapters) = (padding, ElementType::F32, ElementType::F32);
-        });
-        self.all_pairs(|c| c.padding = 8);
-        self.each(&[2048, 4096], |c, width| (c.in_features, c.tokens, c.experts) = (width, 9, 64));
-        // A number of experts that warps share in fours, twos and ones; more than a list of scores holds.
-        self.all_pairs(|c| (c.in_features, c.tokens, c.experts) = (2048, 5, 28));
-        self.all_pairs(|c| {
-            (c.experts, c.tokens, c.top_k, c.weighting) = (2500, 2, 8, Weighting::SoftmaxAll);
-        });
     }
 
     fn plan(&mut self) {
@@ -284,7 +257,7 @@ fn random(op: Op, rng: &mut Rng, seed: u64, (x, adapters): (ElementType, Element
         grouped::random(&mut case, rng);
     }
     if op == Op::Route {
-        case.weighting = Weighting::ALL[rng.below(3)];
+        route::random(&mut case, rng);
     }
     case
 }
@@ -299,7 +272,7 @@ mod tests {
     fn a_short_case_stays_small() {
         for op in Op::ALL {
             let table = cases(op, Extent::Short);
-            let most = if matches!(op, Op::Fused | Op::Grouped) { 600 } else { 250 };
+            let most = if matches!(op, Op::Route | Op::Fused | Op::Grouped) { 600 } else { 250 };
             assert!((20..most).contains(&table.len()), "{}: {} cases", op.name(), table.len());
             for case in table {
                 let flops = work(&Inputs::new(&case)).flops;

@@ -1,12 +1,12 @@
 //! Fused on the CPU.
 
 use super::{OP, Sizes, cost};
-use crate::adapter::LinearRouter;
 use crate::device::cpu::{B_COLUMNS, Cpu, Extension, Out, Pool, SharedMut, Tiles, Weight};
 use crate::element::{Element, ElementType};
 use crate::error::Result;
+use crate::ops::fused::check_gate_router;
 use crate::ops::plan::{self, Plan};
-use crate::ops::route::{self, Weighting};
+use crate::ops::route::{self, CpuRouter, Rule, Weighting};
 use crate::ops::{check_rows, shrink};
 use half::{bf16, f16};
 
@@ -86,7 +86,7 @@ impl Cpu {
         &self,
         sizes: &Sizes,
         pool: &Pool,
-        router: Option<(&LinearRouter, Weighting)>,
+        router: Option<(&CpuRouter, Weighting)>,
         x: &[X],
         topk_ids: &mut [i32],
         topk_weights: &mut [f32],
@@ -99,9 +99,10 @@ impl Cpu {
         check_rows(OP, "x", (tokens, in_features, x_stride), x.len())?;
         sizes.check_z(slots, z.len(), topk_ids.len(), topk_weights.len())?;
         if let Some((router, weighting)) = router {
-            let experts = router.experts();
-            let routing = route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting };
-            self.route(&routing, router, x, topk_ids, topk_weights)?;
+            let (experts, rule) = (router.linear().experts(), Rule::top_k(top_k, weighting));
+            check_gate_router(&rule, router.linear())?;
+            let routing = route::Sizes { tokens, in_features, x_stride, experts, rule };
+            self.route(&routing, router, x, None, topk_ids, topk_weights)?;
         }
         plan::Sizes { tokens, top_k, experts: slots.sizes().experts }.check_ids(topk_ids)?;
         plan::check_live(OP, slots, top_k, topk_ids)?;

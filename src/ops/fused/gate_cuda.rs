@@ -5,7 +5,8 @@ use crate::device::cuda::params::{ConcatParams, GATE_EXPERTS, GATE_ROWS, GatePar
 use crate::device::cuda::{self, Cuda, Entry, Kernel, Launch, Offer, Pool, View, ViewMut};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
-use crate::ops::route::{self, CudaRouter, Weighting};
+use crate::ops::fused::check_gate_router;
+use crate::ops::route::{self, CudaRouter, Rule, Weighting};
 use crate::ops::{Form, check_equal, check_len, check_routes, check_rows, live_tokens_address, span, word};
 
 /// Most rows of A of one launch.
@@ -146,9 +147,11 @@ impl Cuda {
         };
         if let Some((router, weighting)) = router {
             let experts = router.linear().experts();
-            let routing = route::Sizes { tokens, in_features, x_stride, experts, top_k, weighting };
+            let rule = Rule::top_k(top_k, weighting);
+            check_gate_router(&rule, router.linear())?;
+            let routing = route::Sizes { tokens, in_features, x_stride, experts, rule };
             if experts > MAX_EXPERTS {
-                self.route(&routing, router, x, live_tokens, topk_ids, topk_weights)?;
+                self.route(&routing, router, x, None, live_tokens, topk_ids, topk_weights)?;
             } else {
                 routing.check(router.linear(), x.len(), topk_ids.len(), topk_weights.len())?;
                 let (weight, bias) = router.addresses(OP, self)?;

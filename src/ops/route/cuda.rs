@@ -1,6 +1,6 @@
 //! Route on CUDA.
 
-use super::{MAX_TOP_K, OP, Sizes, Weighting, grid};
+use super::{Allow, MAX_TOP_K, OP, Sizes, Weighting, grid};
 use crate::adapter::LinearRouter;
 use crate::device::cuda::{self, Cuda, Entry, Kernel, Launch, Memory, View, ViewMut, params::RouteParams};
 use crate::element::Element;
@@ -38,19 +38,30 @@ impl CudaRouter {
 impl Cuda {
     /// See the [module](super). A score that is not finite sets the status word. `live_tokens` is one word: tokens from there
     /// on are neither read nor written.
+    #[expect(clippy::too_many_arguments, reason = "sizes, inputs, outputs: the order on every device")]
     pub fn route<X: Element>(
         &self,
         sizes: &Sizes,
         router: &CudaRouter,
         x: &View<X>,
+        allow: Option<Allow<&View<u32>>>,
         live_tokens: Option<&View<u32>>,
         topk_ids: &mut ViewMut<i32>,
         topk_weights: &mut ViewMut<f32>,
     ) -> Result<()> {
         sizes.check(&router.router, x.len(), topk_ids.len(), topk_weights.len())?;
         word(OP, "x", x.len())?;
-        if sizes.top_k > MAX_TOP_K {
-            return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on CUDA"), sizes.top_k));
+        let rule = sizes.rule;
+        if rule.top_k > MAX_TOP_K {
+            return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on CUDA"), rule.top_k));
+        }
+        if !rule.is_plain() || !router.router.is_linear() || allow.is_some() {
+            return Err(Error::argument(
+                OP,
+                "rule",
+                "a plain choice of linear scores so far",
+                format!("{rule:?}"),
+            ));
         }
         let memory = [
             ("router", router.weight.stream()),
@@ -73,8 +84,8 @@ impl Cuda {
             in_features: word(OP, "in_features", sizes.in_features)?,
             x_stride: word(OP, "x_stride", sizes.x_stride)?,
             experts: word(OP, "experts", sizes.experts)?,
-            top_k: word(OP, "top_k", sizes.top_k)?,
-            softmax_all: u32::from(sizes.weighting == Weighting::SoftmaxAll),
+            top_k: word(OP, "top_k", rule.top_k)?,
+            softmax_all: u32::from(rule.weighting == Weighting::SoftmaxAll),
             x_vector: cuda::is_vector(x.address(), sizes.x_stride, size_of::<X>()).into(),
             w_vector: cuda::is_vector(weight, sizes.in_features, size_of::<f32>()).into(),
         };

@@ -14,6 +14,7 @@ use molora::error::Result;
 use molora::layer::{Base, MoeLora, Router, Routing};
 use molora::ops::fused::{Form, cost};
 use molora::ops::plan::Plan;
+use molora::ops::route::CpuRouter;
 use std::any::Any;
 use std::time::Instant;
 
@@ -25,6 +26,18 @@ pub struct CpuSubject {
 }
 
 impl CpuSubject {
+    fn routed(
+        &self,
+        inputs: &Inputs,
+        router: &CpuRouter,
+        topk_ids: &mut Guarded<i32>,
+        topk_weights: &mut Guarded<f32>,
+    ) -> Result<()> {
+        let (sizes, ids, weights) = (inputs.route_sizes(), topk_ids.cells_mut(), topk_weights.cells_mut());
+        let allow = inputs.allow.as_ref().map(|a| a.as_allow());
+        with_rows!(&inputs.x, x => self.cpu.route(&sizes, router, x.cells(), allow, ids, weights))
+    }
+
     /// With all threads.
     pub fn new() -> Result<Self> {
         Ok(Self { cpu: Cpu::new()?, one_form: false })
@@ -108,7 +121,7 @@ impl<'a> Ready<'a> {
     /// The layer with its base product or without.
     fn layer(&mut self, base: bool, y: &mut Tensor) -> Result<()> {
         let inputs = self.inputs;
-        let routing = &mut Routing { topk_ids: &mut self.topk_ids, topk_weights: &mut self.topk_weights };
+        let routing = &mut Routing::new(&mut self.topk_ids, &mut self.topk_weights);
         let (rows, workspace, weight) = (inputs.layer_rows(), &mut self.workspace, self.weight.as_deref());
         with_rows!(y, y => {
             let (x, y) = (typed(&inputs.x), y.cells_mut());
@@ -179,8 +192,8 @@ impl Subject for CpuSubject {
         topk_ids: &mut Guarded<i32>,
         topk_weights: &mut Guarded<f32>,
     ) -> Result<()> {
-        let (sizes, ids, weights) = (inputs.route_sizes(), topk_ids.cells_mut(), topk_weights.cells_mut());
-        with_rows!(&inputs.x, x => self.cpu.route(&sizes, &inputs.router, x.cells(), ids, weights))
+        let router = CpuRouter::new(&self.cpu, inputs.router.clone())?;
+        self.routed(inputs, &router, topk_ids, topk_weights)
     }
 
     fn plan(&self, inputs: &Inputs) -> Result<PlanArrays> {
@@ -228,7 +241,8 @@ impl Subject for CpuSubject {
                 let shape = (1, case.routes(), case.routes());
                 let (mut ids, mut weights) =
                     (Guarded::output(shape, |_, _| 0), Guarded::output(shape, |_, _| 0.0));
-                timed(move || self.route(inputs, &mut ids, &mut weights))
+                let router = CpuRouter::new(&self.cpu, inputs.router.clone())?;
+                timed(move || self.routed(inputs, &router, &mut ids, &mut weights))
             }
             Op::Plan => {
                 let sizes = inputs.plan_sizes();

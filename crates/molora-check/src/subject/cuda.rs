@@ -17,7 +17,8 @@ use molora::error::{Error, Result};
 use molora::layer::cuda::{RoutingView, Workspace};
 use molora::layer::{Base, MoeLora, Router};
 use molora::ops::fused::{Form, cost};
-use molora::ops::{Output, plan, route::CudaRouter, shrink};
+use molora::ops::route::{Allow, CudaRouter};
+use molora::ops::{Output, plan, shrink};
 use std::ffi::c_char;
 use std::time::Instant;
 
@@ -99,6 +100,8 @@ struct Ready<'a, X> {
     scratch: Held<f32>,
     tensors: Tensors<X>,
     router: Option<CudaRouter>,
+    /// Offsets and lists.
+    allow: Option<(CudaSlice<u32>, CudaSlice<u32>)>,
     group: Option<Group>,
 }
 
@@ -145,6 +148,13 @@ impl<'a, X: Element> Ready<'a, X> {
         let group = grouped.then(|| Group::new(cuda, inputs, &pool, &ids)).transpose()?;
         let layer = MoeLora::<Cuda>::new(cuda, pool, Router::External { top_k: case.top_k })?;
         let layer = layer.with_output(case.output).with_form(case.form);
+        let allow = match &inputs.allow {
+            Some(lists) => {
+                let Allow { offsets, lists } = lists.as_allow();
+                Some((cuda.upload(offsets)?, cuda.upload(lists)?))
+            }
+            None => None,
+        };
         let router =
             (case.op == Op::Route).then(|| CudaRouter::new(cuda, inputs.router.clone())).transpose()?;
         Ok(Self {
@@ -158,6 +168,7 @@ impl<'a, X: Element> Ready<'a, X> {
             layer,
             plan,
             router,
+            allow,
             group,
         })
     }
@@ -175,7 +186,14 @@ impl<'a, X: Element> Ready<'a, X> {
             Op::Route => {
                 let router = self.router.as_ref().expect("made for this operation");
                 let (mut ids, mut weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
-                cuda.route(&inputs.route_sizes(), router, &x, None, &mut ids, &mut weights)
+                let views = match &self.allow {
+                    Some((offsets, lists)) => {
+                        Some((View::new(cuda, offsets.slice(..))?, View::new(cuda, lists.slice(..))?))
+                    }
+                    None => None,
+                };
+                let allow = views.as_ref().map(|(offsets, lists)| Allow { offsets, lists });
+                cuda.route(&inputs.route_sizes(), router, &x, allow, None, &mut ids, &mut weights)
             }
             Op::Grouped => unreachable!("a group"),
             Op::Plan => {
@@ -199,7 +217,7 @@ impl<'a, X: Element> Ready<'a, X> {
             Op::Delta | Op::Layer | Op::Fused => {
                 let (weight, bias) = (weight.view(cuda)?, bias.as_ref().map(|b| b.view(cuda)).transpose()?);
                 let (topk_ids, topk_weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
-                let routing = &mut RoutingView { topk_ids, topk_weights, live_tokens: None };
+                let routing = &mut RoutingView::new(topk_ids, topk_weights);
                 let (rows, workspace, layer) = (inputs.layer_rows(), &mut self.workspace, &self.layer);
                 if inputs.case.op == Op::Delta {
                     return layer.forward_delta(&rows, &x, routing, workspace, &mut y);

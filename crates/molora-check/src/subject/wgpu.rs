@@ -16,7 +16,7 @@ use molora::error::{Error, Result};
 use molora::layer::{Base, MoeLora, Router, RoutingView, Workspace};
 use molora::ops::fused::cost;
 use molora::ops::plan;
-use molora::ops::route::WgpuRouter;
+use molora::ops::route::{Allow, WgpuRouter};
 use std::time::Instant;
 use wgpu::{Buffer, CommandEncoder};
 
@@ -53,6 +53,8 @@ struct Ready<'a> {
     bias: Option<Buffer>,
     y: Buffer,
     router: Option<WgpuRouter>,
+    /// Offsets and lists.
+    allow: Option<(Buffer, Buffer)>,
     group: Option<Group>,
 }
 
@@ -119,6 +121,13 @@ impl<'a> Ready<'a> {
         let group = grouped.then(|| Group::new(wgpu, inputs, &pool, &ids)).transpose()?;
         let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: case.top_k })?;
         let layer = layer.with_output(case.output).with_form(case.form);
+        let allow = match &inputs.allow {
+            Some(lists) => {
+                let Allow { offsets, lists } = lists.as_allow();
+                Some((wgpu.upload(offsets)?, wgpu.upload(lists)?))
+            }
+            None => None,
+        };
         let router =
             (case.op == Op::Route).then(|| WgpuRouter::new(wgpu, inputs.router.clone())).transpose()?;
         Ok(Self {
@@ -134,6 +143,7 @@ impl<'a> Ready<'a> {
             layer,
             plan,
             router,
+            allow,
             group,
         })
     }
@@ -156,7 +166,7 @@ impl<'a> Ready<'a> {
             (Some(bias), Some(buffer)) => Some(tensor_view::<X>(bias, buffer)?),
             _ => None,
         };
-        let routing = RoutingView { topk_ids: ids, topk_weights: weights };
+        let routing = RoutingView::new(ids, weights);
         let (rows, workspace, pool) = (inputs.layer_rows(), &mut self.workspace, self.layer.pool());
         if let Some(group) = &mut self.group {
             return group.record((wgpu, inputs, pool), encoder, (ids, weights), h, [weight, x, y]);
@@ -164,7 +174,17 @@ impl<'a> Ready<'a> {
         match inputs.case.op {
             Op::Route => {
                 let router = self.router.as_ref().expect("made for this operation");
-                wgpu.route(encoder, &inputs.route_sizes(), router, x, ids, weights)
+                let allow = match (&inputs.allow, &self.allow) {
+                    (Some(lists), Some((offsets, words))) => {
+                        let Allow { offsets: o, lists: l } = lists.as_allow();
+                        Some(Allow {
+                            offsets: View::new(offsets, 0, o.len())?,
+                            lists: View::new(words, 0, l.len())?,
+                        })
+                    }
+                    _ => None,
+                };
+                wgpu.route(encoder, &inputs.route_sizes(), router, x, allow, ids, weights)
             }
             Op::Grouped => unreachable!("a group"),
             Op::Plan => wgpu.plan_into(encoder, &inputs.plan_sizes(), pool, ids, &mut self.plan),

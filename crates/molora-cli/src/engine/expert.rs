@@ -110,7 +110,7 @@ impl ExpertLinear {
             self.layer.set_router(self.lora_router(setting, routing.top_k))?;
             self.setting = setting.clone();
         }
-        let taken = layer::Routing { topk_ids: &mut routing.ids, topk_weights: &mut routing.weights };
+        let taken = layer::Routing::new(&mut routing.ids, &mut routing.weights);
         self.layer.forward(tokens, x, taken, y)?;
         *self.forms.entry(self.layer.choose(tokens)?.form.name()).or_default() += 1;
         Ok(())
@@ -119,9 +119,7 @@ impl ExpertLinear {
     /// The linear's own router where the setting asks it, else ids that come with the call.
     fn lora_router(&self, setting: &Setting, top_k: usize) -> Router<LinearRouter> {
         match setting {
-            Setting::Top(_) => {
-                Router::Linear { linear: self.router.clone(), top_k, weighting: Weighting::SoftmaxSelected }
-            }
+            Setting::Top(_) => Router::best(self.router.clone(), top_k, Weighting::SoftmaxSelected),
             _ => Router::External { top_k },
         }
     }

@@ -16,13 +16,6 @@ pub(crate) struct Matrix<'a, W> {
     pub(crate) block: usize,
 }
 
-impl<'a, W> Matrix<'a, W> {
-    /// Whole rows behind each other.
-    pub(crate) fn row_major(data: &'a [W], inner: usize) -> Self {
-        Self { data, row: inner, block: INNER }
-    }
-}
-
 /// `out[m * rows.len() + n] = <xs[m], w[rows.start + n]>`; all rows have the length of those of x.
 ///
 /// In every block lane l of a product adds the elements l, l + LANES, .. in order, then the lanes are summed in a fixed

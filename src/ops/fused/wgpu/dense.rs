@@ -7,8 +7,9 @@ use super::{BIAS, COLUMNS, NO_BIAS, column_blocks, slice_ends};
 use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::ops::fused::check_gate_router;
 use crate::ops::fused::{OP, Sizes};
-use crate::ops::route::{self, Weighting, WgpuRouter};
+use crate::ops::route::{self, Rule, Weighting, WgpuRouter};
 use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants, word};
 
 /// Columns of a tile: rows of the pool, or columns of y.
@@ -65,12 +66,12 @@ impl Wgpu {
                     in_features: sizes.in_features,
                     x_stride: sizes.x_stride,
                     experts: router.linear().experts(),
-                    top_k: sizes.top_k,
-                    weighting,
+                    rule: Rule::top_k(sizes.top_k, weighting),
                 };
+                check_gate_router(&route.rule, router.linear())?;
                 route.check(router.linear(), x.len(), topk_ids.len(), topk_weights.len())?;
                 if route.experts > GATE_EXPERTS {
-                    self.route(encoder, &route, router, x, topk_ids, topk_weights)?;
+                    self.route(encoder, &route, router, x, None, topk_ids, topk_weights)?;
                 }
                 (route.experts <= GATE_EXPERTS && sizes.top_k > 0).then_some((router, weighting))
             }
