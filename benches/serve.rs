@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 const COPIES: usize = 3;
-const HELP: &str = "reads lines `route TOKENS EXPERTS IN_FEATURES`, answers seconds; see benches/peers/route.py";
+const HELP: &str =
+    "reads lines `route TOKENS EXPERTS IN_FEATURES`, answers seconds; see benches/peers/route.py";
 
 struct Ready {
     sizes: Sizes,

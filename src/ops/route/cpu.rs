@@ -76,7 +76,11 @@ impl Cpu {
                     }
                 }
             };
-            if count * rows <= ALONE { (0..count).for_each(token) } else { self.each(count, token) }
+            if count * rows <= ALONE {
+                (0..count).for_each(token)
+            } else {
+                self.each(count, token)
+            }
             if let Some((_, e)) = failed.lock().unwrap_or_else(|p| p.into_inner()).take() {
                 return Err(e);
             }
