@@ -74,6 +74,8 @@ step clippy cargo clippy --workspace --all-targets -- -D warnings
 step 'build without features' combination --no-default-features
 step 'build with cuda' combination --features cuda
 step 'build with cuda alone' combination --no-default-features --features cuda
+step 'build with usearch' combination --all-targets --no-default-features --features usearch
+step 'tests of the approximate index' cargo test -p molora --no-default-features --features usearch --test approximate
 step documentation document
 step 'tests on lavapipe' lavapipe "${suite[@]}"
 step 'tests on SwiftShader' swiftshader "${suite[@]}"

@@ -3,9 +3,11 @@
 pub mod bench;
 pub mod demo;
 pub mod devices;
+pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
 pub mod picture;
+pub mod retrieve;
 pub mod trace;
 pub mod verify;

@@ -17,6 +17,13 @@ pub(crate) struct Matrix<'a, W> {
     pub(crate) block: usize,
 }
 
+impl<'a, W> Matrix<'a, W> {
+    /// Whole rows, one every `row` elements.
+    pub(crate) fn rows(data: &'a [W], row: usize) -> Self {
+        Self { data, row, block: INNER }
+    }
+}
+
 /// `out[m * rows.len() + n] = <xs[m], w[rows.start + n]>`; all rows have the length of those of x.
 ///
 /// In every block lane l of a product adds the elements l, l + LANES, .. in order, then the lanes are summed in a fixed
