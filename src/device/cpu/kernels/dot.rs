@@ -20,7 +20,7 @@ pub(crate) struct Matrix<'a, W> {
 impl<'a, W> Matrix<'a, W> {
     /// Whole rows, one every `row` elements.
     pub(crate) fn rows(data: &'a [W], row: usize) -> Self {
-        Self { data, row, block: INNER }
+        Self { data: data.into(), row, block: INNER }
     }
 }
 
