@@ -6,6 +6,9 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(test)]
+mod tests;
+
 type Read<T> = std::result::Result<T, String>;
 
 /// Of a tensor; adapters have one or two.
