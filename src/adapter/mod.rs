@@ -10,6 +10,7 @@
 //! - [`read_routers`]: routers kept apart from the adapters.
 //! - [`store`]: adapters that come and go on a device while batches run.
 
+pub mod attention;
 mod config;
 mod json;
 mod ming;

@@ -5,11 +5,12 @@ use super::kernels::dot::{INNER, Matrix};
 use super::shared::{SharedWords, Span};
 use crate::adapter::{
     Lora,
+    attention::Keys,
     slots::{PoolSizes, Put, Rows, Slot, Slots, pack},
     store::DevicePool,
 };
 use crate::element::{Element, ElementType};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::Arc;
@@ -41,6 +42,29 @@ pub struct Factors {
     a: SharedWords,
     /// `[panels, rank_capacity, B_COLUMNS]`.
     b: SharedWords,
+    attention: Option<Attention>,
+}
+
+/// A router adapter's A, and what scores the pool's adapters against it.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    keys: Keys,
+    /// `[rank, in_features]`.
+    a: Vec<f32>,
+    /// `[rank_capacity, rank]`: a row of K for each row of the pool.
+    k: SharedWords,
+}
+
+impl Attention {
+    /// The router's rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.keys.rank()
+    }
+
+    /// The router's A, `[rank, in_features]`.
+    pub(crate) fn a(&self) -> &[f32] {
+        &self.a
+    }
 }
 
 impl Pool {
@@ -55,7 +79,7 @@ impl Pool {
         let [a, b] =
             strides(&slots).map(|s| SharedWords::zeroed(sizes.rank_capacity * s * sizes.element.bytes()));
         let (pool, width) = (slots.id(), slots.slice_width());
-        Ok(Self { slots, factors: Arc::new(Factors { pool, sizes, width, a, b }) })
+        Ok(Self { slots, factors: Arc::new(Factors { pool, sizes, width, a, b, attention: None }) })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -87,10 +111,42 @@ impl Pool {
 
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
+        let k = self.factors.keys(&loras.iter().flatten().copied().collect::<Vec<_>>())?;
         let (at, loras): Put = self.slots.put(slot, loras)?;
         // SAFETY: rows that the books gave just now, of a pool that is no view and is borrowed exclusively.
-        unsafe { self.factors.write(at, &loras) };
+        unsafe { self.factors.write(at, &loras, &k) };
         Ok(())
+    }
+
+    /// Makes the pool ready for [`attend`](crate::ops::attend): `router` is the adapter that scores the others, whose own
+    /// scaling counts for nothing. The pool must be empty, not packed, and no view of a store.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        let keys = Keys::new(&self.slots, router)?;
+        let k = SharedWords::zeroed(self.slots.sizes().rank_capacity * keys.rank() * size_of::<f32>());
+        let Some(factors) = Arc::get_mut(&mut self.factors) else {
+            let expected = "a pool of its own (set the router before a store takes the layer)";
+            return Err(Error::argument("pool", "pool", expected, "one that a store serves"));
+        };
+        factors.attention = Some(Attention { keys, a: router.a().collect(), k });
+        Ok(())
+    }
+
+    /// What [`Self::set_attention`] made.
+    pub(crate) fn attention(&self, op: &'static str) -> Result<&Attention> {
+        let missing = || Error::argument(op, "pool", "a pool with attention (set_attention)", "one without");
+        self.factors.attention.as_ref().ok_or_else(missing)
+    }
+
+    /// K of the adapter in a slot, `[its rank, the router's rank]`; nothing where the pool has no attention.
+    pub(crate) fn keys(&self, slot: usize) -> &[f32] {
+        let (Some(attention), Some(slot)) = (&self.factors.attention, self.slots.slots().get(slot)) else {
+            return &[];
+        };
+        let rank = attention.rank();
+        let rows = attention.k.span::<f32>().part(slot.row as usize * rank, slot.rank as usize * rank);
+        // SAFETY: rows of an adapter that this pool's books hold, or share where it is a view: nobody writes them. See
+        // `Factors`.
+        unsafe { rows.as_slice() }
     }
 
     /// Empties a slot. Plans that name it are errors from now on.
@@ -147,13 +203,24 @@ impl Pool {
 }
 
 impl Factors {
+    /// The rows of K of what comes into the pool, which is not packed; none where it has no attention.
+    fn keys(&self, loras: &[&Lora]) -> Result<Vec<f32>> {
+        match (&self.attention, loras) {
+            (Some(attention), [lora]) => attention.keys.rows(lora),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Writes an adapter's LoRAs, which follow each other, to its rows.
     ///
     /// # Safety
     /// The rows are this memory's, and until this returns nobody else reads or writes them.
-    unsafe fn write(&self, at: Slot, loras: &[&Lora]) {
+    unsafe fn write(&self, at: Slot, loras: &[&Lora], k: &[f32]) {
         // SAFETY: the caller's promise.
         unsafe {
+            if let Some(attention) = &self.attention {
+                attention.k.write(at.row as usize * attention.rank(), k);
+            }
             match self.sizes.element {
                 ElementType::F32 => self.write_as::<f32>(at, loras),
                 ElementType::F16 => self.write_as::<f16>(at, loras),
@@ -214,9 +281,10 @@ impl DevicePool for Pool {
         let ranks: usize = loras.iter().map(|lora| lora.rank()).sum();
         crate::ops::check_equal("pool", "ranks", rows.slot().rank as usize, ranks)?;
         rows.check_pool(factors.pool)?;
+        let k = factors.keys(loras)?;
         // SAFETY: rows of this pool, as many as the LoRAs have; the exclusive borrow of their one right says that no view
         // shares it. See `Factors`.
-        unsafe { factors.write(rows.slot(), loras) };
+        unsafe { factors.write(rows.slot(), loras, &k) };
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub enum Kernel {
     ShrinkMma,
     /// Rows of routes to one row per token.
     ShrinkRankSum,
+    /// Weights from h: a block per token.
+    Attend,
     /// A row of y and 512 columns.
     ExpandFew,
     /// A chunk and 128 columns in f32.
@@ -75,7 +77,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::RouteFew,
         Self::RouteMany,
         Self::PlanOne,
@@ -86,6 +88,7 @@ impl Kernel {
         Self::ShrinkMany,
         Self::ShrinkMma,
         Self::ShrinkRankSum,
+        Self::Attend,
         Self::ExpandFew,
         Self::ExpandMany,
         Self::ExpandMma,
@@ -117,6 +120,7 @@ impl Kernel {
             Self::ShrinkMany => ("shrink_many", 128, Named::XAndA),
             Self::ShrinkMma => ("shrink_mma", 256, Named::Half),
             Self::ShrinkRankSum => ("shrink_rank_sum", 128, Named::Nothing),
+            Self::Attend => ("attend", 256, Named::X),
             Self::ExpandFew => ("expand_few", 256, Named::XAndA),
             Self::ExpandMany => ("expand_many", 128, Named::XAndA),
             Self::ExpandMma => ("expand_mma", 256, Named::Half),

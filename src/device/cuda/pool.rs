@@ -3,6 +3,7 @@
 use super::{Cuda, Memory};
 use crate::adapter::{
     Lora,
+    attention::Keys,
     slots::{PoolSizes, Rows, Slot, Slots, pack},
     store::DevicePool,
 };
@@ -43,6 +44,24 @@ pub struct Factors {
     a: Arc<Memory<u8>>,
     b: Arc<Memory<u8>>,
     reserved_rank: usize,
+    attention: Option<Arc<Attention>>,
+}
+
+/// A router adapter's A, and what scores the pool's adapters against it.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    keys: Keys,
+    /// `[rank, a_stride]`, rows at multiples of 16 bytes.
+    pub(crate) a: Memory<f32>,
+    /// `[rank_capacity, rank]`: a row of K for each row of the pool.
+    pub(crate) k: Memory<f32>,
+}
+
+impl Attention {
+    /// The router's rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.keys.rank()
+    }
 }
 
 impl Pool {
@@ -67,7 +86,10 @@ impl Pool {
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
         let (pool, cuda, element, table) = (slots.id(), cuda.clone(), sizes.element, Arc::new(table));
-        Ok(Self { slots, factors: Factors { pool, cuda, element, strides, table, a, b, reserved_rank: 0 } })
+        Ok(Self {
+            slots,
+            factors: Factors { pool, cuda, element, strides, table, a, b, reserved_rank: 0, attention: None },
+        })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -124,9 +146,31 @@ impl Pool {
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
         self.factors.cuda.check_not_capturing(OP)?;
+        let k = self.factors.keys(&loras.iter().flatten().copied().collect::<Vec<_>>())?;
         let (at, loras) = self.slots.put(slot, loras)?;
-        self.factors.write(at, &loras)?;
+        self.factors.write(at, &loras, &k)?;
         self.factors.write_slot(&self.slots, slot)
+    }
+
+    /// Makes the pool ready for [`attend`](crate::ops::attend): `router` is the adapter that scores the others, whose own
+    /// scaling counts for nothing. The pool must be empty, and not packed. A router that was set before is freed: a graph
+    /// that was captured with it must not be replayed again.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        self.factors.cuda.check_not_capturing(OP)?;
+        let keys = Keys::new(&self.slots, router)?;
+        let (columns, stride) = (self.slots.sizes().in_features, self.a_stride());
+        let mut rows = vec![0f32; keys.rank() * stride];
+        router.a().enumerate().for_each(|(i, v)| rows[i / columns * stride + i % columns] = v);
+        let a = Memory::of(&self.factors.cuda, self.factors.cuda.upload(&rows)?)?;
+        let k = Memory::new(&self.factors.cuda, keys.rank() * self.slots.sizes().rank_capacity)?;
+        self.factors.attention = Some(Arc::new(Attention { keys, a, k }));
+        Ok(())
+    }
+
+    /// What [`Self::set_attention`] made.
+    pub(crate) fn attention(&self, op: &'static str) -> Result<&Attention> {
+        let missing = || Error::argument(op, "pool", "a pool with attention (set_attention)", "one without");
+        self.factors.attention.as_deref().ok_or_else(missing)
     }
 
     /// Empties a slot. Kernels with an older plan skip it and set the status word.
@@ -173,8 +217,20 @@ impl Pool {
 }
 
 impl Factors {
+    /// The rows of K of what comes into the pool, which is not packed; none where it has no attention.
+    fn keys(&self, loras: &[&Lora]) -> Result<Vec<f32>> {
+        match (&self.attention, loras) {
+            (Some(attention), [lora]) => attention.keys.rows(lora),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Enqueues an adapter's LoRAs, which follow each other, to its rows.
-    fn write(&self, at: Slot, loras: &[&Lora]) -> Result<()> {
+    fn write(&self, at: Slot, loras: &[&Lora], k: &[f32]) -> Result<()> {
+        if let Some(attention) = &self.attention {
+            let before = at.row as u64 * attention.rank() as u64 * 4;
+            self.cuda.copy_to(attention.k.address() + before, k)?;
+        }
         match self.element {
             ElementType::F32 => self.write_as::<f32>(at, loras),
             ElementType::F16 => self.write_as::<f16>(at, loras),
@@ -229,7 +285,7 @@ impl DevicePool for Pool {
     fn fill(factors: &Factors, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
         factors.cuda.check_not_capturing(OP)?;
         rows.check_pool(factors.pool)?;
-        factors.write(rows.slot(), loras)
+        factors.write(rows.slot(), loras, &factors.keys(loras)?)
     }
 
     fn tell(factors: &Factors, slots: &Slots, slot: usize) -> Result<()> {

@@ -4,12 +4,14 @@
 use super::{Wgpu, padded_bytes};
 use crate::adapter::{
     Lora,
+    attention::Keys,
     slots::{PoolSizes, Rows, Slot, Slots, pack},
     store::DevicePool,
 };
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
+use std::sync::Arc;
 
 /// Rows start at whole 16-byte steps of the widest element's reader.
 const ROW_STEP: usize = 8;
@@ -39,6 +41,24 @@ pub struct Factors {
     a: wgpu::Buffer,
     /// The table, then B.
     b: wgpu::Buffer,
+    attention: Option<Arc<Attention>>,
+}
+
+/// A router adapter's A, and what scores the pool's adapters against it.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    keys: Keys,
+    /// `[rank, a_stride]`.
+    pub(crate) a: wgpu::Buffer,
+    /// `[rank_capacity, rank]`: a row of K for each row of the pool.
+    pub(crate) k: wgpu::Buffer,
+}
+
+impl Attention {
+    /// The router's rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.keys.rank()
+    }
 }
 
 impl Pool {
@@ -63,7 +83,10 @@ impl Pool {
         let a = factor("lora_a", 0, strides[0])?;
         let b = factor("lora_b", table_bytes, strides[1])?;
         let (pool, wgpu, element) = (slots.id(), wgpu.clone(), sizes.element);
-        Ok(Self { slots, factors: Factors { pool, wgpu, element, strides, table_bytes, a, b } })
+        Ok(Self {
+            slots,
+            factors: Factors { pool, wgpu, element, strides, table_bytes, a, b, attention: None },
+        })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -105,10 +128,36 @@ impl Pool {
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
         self.factors.wgpu.alive()?;
+        let k = self.factors.keys(&loras.iter().flatten().copied().collect::<Vec<_>>())?;
         let (at, loras) = self.slots.put(slot, loras)?;
-        self.factors.write(at, &loras);
+        self.factors.write(at, &loras, &k);
         self.factors.write_slot(&self.slots, slot);
         Ok(())
+    }
+
+    /// Makes the pool ready for [`attend`](crate::ops::attend): `router` is the adapter that scores the others, whose own
+    /// scaling counts for nothing. The pool must be empty, and not packed.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        let keys = Keys::new(&self.slots, router)?;
+        let (columns, stride) = (self.slots.sizes().in_features, self.a_stride());
+        let mut rows = vec![0f32; keys.rank() * stride];
+        router.a().enumerate().for_each(|(i, v)| rows[i / columns * stride + i % columns] = v);
+        let k = keys.rank() * self.slots.sizes().rank_capacity;
+        let most = self.factors.wgpu.limits().max_storage_buffer_binding_size;
+        let bytes = rows.len().max(k) as u64 * 4;
+        if bytes > most {
+            let expected = format!("factors of at most the device's binding limit of {most} bytes");
+            return Err(Error::argument("pool", "router.rank", expected, format!("{bytes} bytes")));
+        }
+        let (a, k) = (self.factors.wgpu.upload(&rows)?, self.factors.wgpu.storage("keys", k as u64 * 4)?);
+        self.factors.attention = Some(Arc::new(Attention { keys, a, k }));
+        Ok(())
+    }
+
+    /// What [`Self::set_attention`] made.
+    pub(crate) fn attention(&self, op: &'static str) -> Result<&Attention> {
+        let missing = || Error::argument(op, "pool", "a pool with attention (set_attention)", "one without");
+        self.factors.attention.as_deref().ok_or_else(missing)
     }
 
     /// Empties a slot. Kernels recorded with an older plan skip it and set the status word.
@@ -150,8 +199,20 @@ impl Pool {
 }
 
 impl Factors {
+    /// The rows of K of what comes into the pool, which is not packed; none where it has no attention.
+    fn keys(&self, loras: &[&Lora]) -> Result<Vec<f32>> {
+        match (&self.attention, loras) {
+            (Some(attention), [lora]) => attention.keys.rows(lora),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Enqueues an adapter's LoRAs, which follow each other, to its rows.
-    fn write(&self, at: Slot, loras: &[&Lora]) {
+    fn write(&self, at: Slot, loras: &[&Lora], k: &[f32]) {
+        if let Some(attention) = &self.attention {
+            let offset = at.row as u64 * attention.rank() as u64 * 4;
+            self.wgpu.queue().write_buffer(&attention.k, offset, bytemuck::cast_slice(k));
+        }
         match self.element {
             ElementType::F32 => self.write_as::<f32>(at, loras),
             ElementType::F16 => self.write_as::<f16>(at, loras),
@@ -202,7 +263,7 @@ impl DevicePool for Pool {
     fn fill(factors: &Factors, rows: &mut Rows, loras: &[&Lora]) -> Result<()> {
         factors.wgpu.alive()?;
         rows.check_pool(factors.pool)?;
-        factors.write(rows.slot(), loras);
+        factors.write(rows.slot(), loras, &factors.keys(loras)?);
         Ok(())
     }
 
