@@ -82,7 +82,10 @@ impl Published {
             product(cpu, &self.b[i], (TOKENS, RANK, WIDTH), (&self.h[i * RANK..], SET * RANK), v);
         }
         product(cpu, &self.router_a, (TOKENS, WIDTH, RANK), (x, WIDTH), &mut self.q);
-        product(cpu, &self.router_b, (SET * TOKENS, WIDTH, RANK), (&self.v, WIDTH), &mut self.k);
+        // One adapter's rows at a time: they are repacked for the product, and so stay in cache.
+        for (v, k) in self.v.chunks(TOKENS * WIDTH).zip(self.k.chunks_mut(TOKENS * RANK)) {
+            product(cpu, &self.router_b, (TOKENS, WIDTH, RANK), (v, WIDTH), k);
+        }
         for (t, weights) in self.weights.chunks_mut(SET).enumerate() {
             let q = &self.q[t * RANK..][..RANK];
             for (i, w) in weights.iter_mut().enumerate() {
