@@ -9,7 +9,7 @@ use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
 use molora::ops::route::{self, CudaRouter, Weighting};
-use molora::ops::{Output, expand, plan, shrink};
+use molora::ops::{Output, attend, expand, plan, shrink};
 use molora::{Cuda, Element, ElementType, Lora};
 
 const NOTHING: f32 = -7.0;
@@ -304,4 +304,39 @@ fn a_plan_of_other_sizes_is_not_read() {
             assert_eq!(cuda.take_status().unwrap(), Status::STALE_PLAN);
         }
     }
+}
+
+/// Scores of 0.25 a rank. An evicted adapter's route counts for nothing, a score that is not finite empties its token, and
+/// tokens that are not live keep what they held.
+#[test]
+fn attention_is_over_what_is_left() {
+    let Some(cuda) = device() else { return };
+    let element = ElementType::F32;
+    let sizes = PoolSizes { in_features: 4, out_features: 4, experts: 4, rank_capacity: 8, element };
+    let mut pool = Pool::new(&cuda, sizes).unwrap();
+    pool.set_attention(&Lora::new(4, 4, 1, 9.0, &[1f32; 4], &[1f32; 4]).unwrap()).unwrap();
+    (0..3).for_each(|slot| put(&mut pool, slot, if slot == 2 { 2 } else { 1 }));
+    let (ids, live) = (cuda.upload(&[0, 1, 1, -1, 2, 0, 0, 2, 0, 2]).unwrap(), cuda.upload(&[4u32]).unwrap());
+    let sizes = plan::Sizes { tokens: 5, top_k: 2, experts: 4 };
+    let live = View::whole(&cuda, &live).unwrap();
+    let plan = cuda.plan(&sizes, &pool, &View::whole(&cuda, &ids).unwrap(), Some(&live)).unwrap();
+    pool.evict(1).unwrap();
+    let mut h = [1f32 / 64.0; 20];
+    h[12] = f32::INFINITY;
+    let (x, h) = (cuda.upload(&[1f32; 20]).unwrap(), cuda.upload(&h).unwrap());
+    let attend = |pool: &Pool, plan: &Plan| {
+        let mut weights = cuda.upload(&[NOTHING; 10]).unwrap();
+        {
+            let sizes = attend::Sizes { tokens: 5, top_k: 2, in_features: 4, x_stride: 4, h_stride: 2 };
+            let (x, h) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &h).unwrap());
+            let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
+            cuda.attend::<f32>(&sizes, plan, pool, &x, &h, &mut weights).unwrap();
+        }
+        cuda.download::<f32>(&weights, 10).unwrap()
+    };
+    let two = 1.0 / (1.0 + (-0.25f32).exp());
+    let want = [1.0, 0.0, 0.0, 0.0, two, 1.0 - two, 0.0, 0.0, NOTHING, NOTHING];
+    let got = attend(&pool, &plan);
+    assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}");
+    assert_eq!(cuda.take_status().unwrap(), Status::STALE_SLOT | Status::SCORE_NOT_FINITE);
 }

@@ -163,6 +163,12 @@ FAULTS = [
           [("fused_concat.cuh", "o < min(o0 + ROWS, p.out_features)", "o < o0 + ROWS")]),
     Fault("pair_of_the_wrong_ranks", WRONG, "fused_concat", "test cuda_gate an_engine_may_multiply_itself",
           [("fused_concat.cuh", "(const Bits*)p.b + (size_t)(r0 + r)", "(const Bits*)p.b + (size_t)(r0 + (r ^ 1))")]),
+    Fault("query_barrier_missing", EARLY, "attend_f32", "attend/f32/t9_k2_e8_r16_q8_i64_uniform",
+          [("attend.cu", "    __syncthreads();\n    float root", "    float root")]),
+    Fault("score_of_no_expert", BOUNDS, "attend_bf16", "attend/bf16/t9_k3_e8_r16_q8_i64_with_gaps",
+          [("attend.cu", "        if (e != NONE) {\n", "        {\n")]),
+    Fault("step_over_columns_off_by_one", UNWRITTEN, "attend_f16", "attend/f16/t9_k2_e8_r16_q33_i64_uniform",
+          [("attend.cu", "if (column >= width) row++", "if (column > width) row++")]),
     Fault("flag_that_nobody_sets", LONG, "plan_place", "plan/f32/t1000_k2_e8_uniform",
           [("plan.cu", "    u32 chunk = blockIdx.x;\n    for", "    u32 chunk = blockIdx.x;\n    while (*(volatile u32*)p.words != NONE) {}\n    for")]),
 ]

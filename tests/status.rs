@@ -5,7 +5,7 @@ use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Plan, Pool, Status, View};
 use molora::ops::route::{self, Weighting, WgpuRouter};
-use molora::ops::{Output, expand, plan, shrink};
+use molora::ops::{Output, attend, expand, plan, shrink};
 use molora::{ElementType, Error, Lora, Wgpu};
 
 const NOTHING: f32 = -7.0;
@@ -227,5 +227,36 @@ fn errors_name_operation_argument_expected_and_got() {
         );
         let odd = View::<half::f16>::new(&x, 1, 2).unwrap_err().to_string();
         assert_eq!(odd, "view: first: expected an even element for packed 16-bit elements, got 1");
+    }
+}
+
+/// Scores of 0.25 a rank. An evicted adapter's route counts for nothing, and a score that is not finite empties its token.
+#[test]
+fn attention_is_over_what_is_left() {
+    for wgpu in devices() {
+        let element = ElementType::F32;
+        let sizes = PoolSizes { in_features: 4, out_features: 4, experts: 4, rank_capacity: 8, element };
+        let mut pool = Pool::new(&wgpu, sizes).unwrap();
+        pool.set_attention(&Lora::new(4, 4, 1, 9.0, &[1f32; 4], &[1f32; 4]).unwrap()).unwrap();
+        (0..3).for_each(|slot| put(&mut pool, slot));
+        let ids = wgpu.upload(&[0, 1, 1, -1, 2, 0, 0, 2]).unwrap();
+        let (sizes, mut encoder) = (plan::Sizes { tokens: 4, top_k: 2, experts: 4 }, wgpu.encoder());
+        let plan = wgpu.plan(&mut encoder, &sizes, &pool, View::whole(&ids)).unwrap();
+        wgpu.queue().submit([encoder.finish()]);
+        pool.evict(1).unwrap();
+        let mut h = [1f32 / 64.0; 16];
+        h[12] = f32::INFINITY;
+        let (x, h) = (wgpu.upload(&[1f32; 16]).unwrap(), wgpu.upload(&h).unwrap());
+        let weights = wgpu.upload(&[f32::NAN; 8]).unwrap();
+        let sizes = attend::Sizes { tokens: 4, top_k: 2, in_features: 4, x_stride: 4, h_stride: 2 };
+        let (x, mut encoder) = (View::<f32>::whole(&x), wgpu.encoder());
+        let views = (View::whole(&h), View::whole(&weights));
+        wgpu.attend(&mut encoder, &sizes, &plan, &pool, x, views.0, views.1).unwrap();
+        wgpu.queue().submit([encoder.finish()]);
+        let got: Vec<f32> = wgpu.download(&weights, 8).unwrap();
+        let two = 1.0 / (1.0 + (-0.25f32).exp());
+        let want = [1.0, 0.0, 0.0, 0.0, two, 1.0 - two, 0.0, 0.0];
+        assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{}: {got:?}", wgpu.describe());
+        assert_eq!(wgpu.take_status().unwrap(), Status::STALE_SLOT | Status::SCORE_NOT_FINITE);
     }
 }
