@@ -11,6 +11,7 @@
 //! - [`device`]: [`Cpu`], `Cuda` and `Wgpu`, the only places that know threads, SIMD, cudarc and wgpu;
 //! - [`retrieval`]: which adapters suit a request, by the embedding of its text;
 //! - [`host`]: a device chosen at run time, host slices in and out;
+//! - [`trace`]: which adapters each token took, counters, JSON lines;
 //! - [`element`], [`error`].
 
 pub mod adapter;
@@ -21,6 +22,7 @@ pub mod host;
 pub mod layer;
 pub mod ops;
 pub mod retrieval;
+pub mod trace;
 
 pub use adapter::Lora;
 pub use device::Cpu;

@@ -1,8 +1,9 @@
 //! The threads of the CPU: a caller and its helpers share out the tasks of one call.
 //!
-//! A layer of one token takes less than a millisecond, so waking threads counts. The caller works too, helpers look for the
-//! next call for a few microseconds before they sleep, and nobody hands a call over to a pool and waits for it. A second
-//! caller that finds the helpers taken, and a task that shares out tasks of its own, do without them.
+//! A layer of one token takes less than a millisecond, and waking a processor that sleeps can take as long. So the caller
+//! works too, and helpers look for the next call for a while before they sleep: at first without a break, then leaving the
+//! processor to whoever wants it. A second caller that finds the helpers taken, and a task that shares out tasks of its own,
+//! do without them.
 //!
 //! ```text
 //! state   generation of the call | open? | helpers inside
@@ -14,10 +15,13 @@ use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 
-/// Looks at the state before a helper sleeps: some 50 microseconds.
+/// Looks at the state without a break: some 50 microseconds.
 const LOOKS: usize = 1500;
+
+/// Looks, others first, before a helper sleeps: some 2 milliseconds where nobody else wants the processor.
+const MORE_LOOKS: usize = LOOKS + 4000;
 
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
@@ -116,7 +120,7 @@ impl Team {
         shared.state.fetch_add(GENERATION + OPEN, SeqCst);
         for (asleep, helper) in shared.asleep.iter().zip(&self.helpers).take(tasks - 1) {
             if asleep.load(SeqCst) {
-                wake(helper.thread());
+                helper.thread().unpark();
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| shared.work(&job)));
@@ -135,10 +139,6 @@ impl Team {
         }
         assert!(!failed, "a task panicked on another thread");
     }
-}
-
-fn wake(thread: &Thread) {
-    thread.unpark();
 }
 
 /// Waits a moment; longer waits leave the processor to others.
@@ -177,9 +177,8 @@ impl Shared {
                 }
                 continue;
             }
-            looks += 1;
-            if looks < LOOKS {
-                std::hint::spin_loop();
+            if looks < MORE_LOOKS {
+                pause(&mut looks);
                 continue;
             }
             self.asleep[own].store(true, SeqCst);
@@ -198,7 +197,7 @@ impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
         for helper in self.helpers.drain(..) {
-            wake(helper.thread());
+            helper.thread().unpark();
             // A helper cannot panic: its tasks' panics are caught.
             let _ = helper.join();
         }
