@@ -1,6 +1,8 @@
 //! Retrieval against its definition: ties, lists, adapters that come and go, sizes around every edge.
 
+use molora::adapter::LinearRouter;
 use molora::device::Cpu;
+use molora::ops::route::{AllowLists, CpuRouter, Rule, Sizes, Weighting};
 use molora::retrieval::{Exact, Hit, Index, MAX_NORM, Metric, Query, definition, mean};
 use molora_check::rng::Rng;
 
@@ -263,6 +265,40 @@ fn an_adapters_embedding_is_the_mean_of_its_texts() {
     assert_eq!(mean(&[7.0], 1).unwrap(), [7.0]);
     for (embeddings, dims) in [(&[][..], 2), (&[1.0], 0), (&[1.0, 2.0, 3.0], 2)] {
         assert!(mean(embeddings, dims).unwrap_err().to_string().contains("rows of"), "{dims}");
+    }
+}
+
+/// Adapters under the ids 0, 1, .. are the experts of a router that hands out its scores: the same choice by both ways.
+#[test]
+fn a_router_of_embeddings_is_the_same_search() {
+    let (cpu, mut rng, dims) = (Cpu::new().unwrap(), Rng::new(8), 65);
+    let (count, tokens, top_k) = (150, 40, 6);
+    let rows: Vec<f32> = (0..count).flat_map(|_| whole(&mut rng, dims)).collect();
+    let x: Vec<f32> = (0..tokens).flat_map(|_| whole(&mut rng, dims)).collect();
+    let mut index = Exact::new(&cpu, dims, Metric::InnerProduct).unwrap();
+    (0..).zip(rows.chunks(dims)).for_each(|(id, row)| _ = index.insert(id, row).unwrap());
+    // Every token is a request of its own; the first two may take nothing.
+    let allowed: Vec<Vec<u64>> = (0..tokens)
+        .map(|t| (0..count as u64).filter(|_| t > 1 && rng.below(3) == 0).take(20).collect())
+        .collect();
+    let mut lists = AllowLists::new(count);
+    allowed.iter().for_each(|list| lists.push(1, list.iter().map(|&id| id as usize)).unwrap());
+    let queries: Vec<Query> =
+        x.chunks(dims).zip(&allowed).map(|(row, list)| Query::new(row).allow(list)).collect();
+
+    let router = LinearRouter::new(count, dims, &rows, None).unwrap();
+    let router = CpuRouter::new(&cpu, router).unwrap();
+    let rule = Rule::top_k(top_k, Weighting::Score);
+    let sizes = Sizes { tokens, in_features: dims, x_stride: dims, experts: count, rule };
+    let (mut ids, mut weights) = (vec![7; tokens * top_k], vec![f32::NAN; tokens * top_k]);
+    cpu.route(&sizes, &router, &x, Some(lists.as_allow()), &mut ids, &mut weights).unwrap();
+    for (t, hits) in index.search(&queries, top_k).unwrap().iter().enumerate() {
+        let got = ids[t * top_k..].iter().zip(&weights[t * top_k..]).take(top_k);
+        let got: Vec<(i32, f32)> = got.map(|(&id, &weight)| (id, weight)).collect();
+        let mut want: Vec<(i32, f32)> = hits.iter().map(|hit| (hit.id as i32, hit.score)).collect();
+        assert_eq!(want.len(), if t > 1 { top_k } else { 0 });
+        want.resize(top_k, (-1, 0.0));
+        assert_eq!(got, want, "token {t}");
     }
 }
 

@@ -22,8 +22,8 @@ enum Command {
     Bench(bench::BenchArgs),
     Forms(forms::FormsArgs),
     Demo(demo::DemoArgs),
-    Trace(trace::TraceArgs),
     Retrieve(retrieve::RetrieveArgs),
+    Trace(trace::TraceArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,8 +41,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Forms(args) => forms::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
+        Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,
