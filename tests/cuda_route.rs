@@ -11,7 +11,7 @@ use molora::ops::route::{self, Allow, AllowLists, CudaRouter, Rule, Select, Weig
 use molora::{Cuda, ElementType};
 use molora_check::counters::count;
 use molora_check::subject::CudaSubject;
-use molora_check::{Case, Inputs, Op, Subject};
+use molora_check::{Case, Inputs, Op};
 
 const IN: usize = 4;
 const EXPERTS: usize = 40;
