@@ -12,7 +12,7 @@ use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, word};
 
 /// Tokens that a workgroup of the form for many takes.
 const TILE_TOKENS: usize = 16;
-/// Largest `top_k` of that form, whose lists lie beside its tiles.
+/// Largest `top_k` of that form, whose lists lie beside its tiles: 13.8 of 16 KiB of workgroup memory at most.
 const MANY_TOP_K: usize = 32;
 /// Fewest rows of the router, and tokens, that its tiles pay for.
 const MANY_EXPERTS: usize = 32;
@@ -92,8 +92,10 @@ pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
     let rows = sizes.experts.saturating_add(rule.select.rows());
     let many = rule.top_k <= MANY_TOP_K && rows >= MANY_EXPERTS && (batch_invariant || tokens >= MANY_TOKENS);
     let tokens = if rule.width() == 0 { 0 } else { tokens };
+    // Tiles of 128 where they hold no more rows that are not there.
+    let columns = if rows.div_ceil(64) % 2 == 0 { 128 } else { 64 };
     let (form, columns, groups) = match many {
-        true => (Form::Many, if rows > 64 { 128 } else { 64 }, tokens.div_ceil(TILE_TOKENS)),
+        true => (Form::Many, columns, tokens.div_ceil(TILE_TOKENS)),
         false => (Form::Few, 8, tokens),
     };
     Grid { form, columns, blocks: 1, groups }
