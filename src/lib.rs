@@ -10,6 +10,7 @@
 //!   experts in one product;
 //! - [`device`]: [`Cpu`], `Cuda` and `Wgpu`, the only places that know threads, SIMD, cudarc and wgpu;
 //! - [`preset`]: the published systems by name;
+//! - [`retrieval`]: which adapters suit a request, by the embedding of its text;
 //! - [`host`]: a device chosen at run time, host slices in and out;
 //! - [`element`], [`error`].
 
@@ -21,6 +22,7 @@ pub mod host;
 pub mod layer;
 pub mod ops;
 pub mod preset;
+pub mod retrieval;
 
 pub use adapter::Lora;
 pub use device::Cpu;

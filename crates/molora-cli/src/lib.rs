@@ -3,7 +3,9 @@
 pub mod bench;
 pub mod demo;
 pub mod devices;
+pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
+pub mod retrieve;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::{bench, demo, devices, forms, verify};
+use molora_cli::{bench, demo, devices, forms, retrieve, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +22,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Forms(forms::FormsArgs),
     Demo(demo::DemoArgs),
+    Retrieve(retrieve::RetrieveArgs),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Forms(args) => forms::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Retrieve(args) => retrieve::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -113,7 +113,7 @@ impl Cpu {
         x: impl Fn(usize) -> &'a [X],
         w: Matrix<W>,
         w_rows: Range<usize>,
-        out: impl Fn(usize, usize, f32),
+        mut out: impl FnMut(usize, usize, f32),
     ) {
         let mut xs = [[].as_slice(); DOT_ROWS];
         (0..x_rows).for_each(|m| xs[m] = x(m));
