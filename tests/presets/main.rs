@@ -4,9 +4,12 @@
 
 mod block;
 mod dense;
+#[path = "../common/devices.rs"]
+mod devices;
 mod problem;
 mod systems;
 
+use devices::devices;
 use half::{bf16, f16};
 use molora::element::{Element, ElementType};
 use molora::host::Device;
@@ -21,22 +24,6 @@ const TOKENS: [usize; 5] = [0, 1, 7, 33, 130];
 fn not_yet(device: &Device, preset: Preset) -> bool {
     use Preset::{AdaMole, Arrow, Hmora, MedCare, Phatgoose};
     device.name() != "cpu" && [MedCare, Phatgoose, Arrow, AdaMole, Hmora].contains(&preset)
-}
-
-fn devices() -> Vec<Device> {
-    // Fails where MOLORA_REQUIRE names a device that is not there.
-    let subjects = molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
-    let wanted = |kind: &str| subjects.iter().any(|s| s.kind() == kind);
-    let mut devices = Vec::new();
-    devices.extend(wanted("cpu").then(|| Device::by_name("cpu").unwrap()));
-    #[cfg(feature = "cuda")]
-    devices.extend(wanted("cuda").then(|| Device::by_name("cuda").unwrap()));
-    #[cfg(feature = "wgpu")]
-    if wanted("wgpu") {
-        let open = |a: &molora::device::wgpu::wgpu::Adapter| molora::Wgpu::open(a).ok();
-        devices.extend(molora::Wgpu::adapters().iter().filter_map(open).map(Device::Wgpu));
-    }
-    devices
 }
 
 /// The largest relative L2 error of a row; refuses a row that is further off than roundings explain.
