@@ -74,6 +74,19 @@ struct ShrinkParams {
     u32 rank_blocks, x_vector, output, unused;
 };
 
+constexpr u32 QUERY_RANKS = 1024; // the largest rank of a router adapter
+
+struct AttendParams {
+    PlanParams plan;
+    const void* x;       // [tokens][x_stride]
+    const float* a;      // the router's A: [router_rank][a_stride], rows at multiples of 16 bytes
+    const float* k;      // [rank_capacity][router_rank]: a row of K for each row of the pool
+    const float* h;      // [routes][h_stride]
+    float* topk_weights; // [tokens][top_k]
+    u32 in_features, x_stride, a_stride, h_stride;
+    u32 router_rank, x_vector;
+};
+
 struct ExpandParams {
     PlanParams plan;
     const float* h;            // [routes or tokens][h_stride]

@@ -197,6 +197,18 @@ impl<X: Element> HostLayer<X> {
         self
     }
 
+    /// The adapter that scores the others, for [`Router::RankAttention`]; before the first adapter. Its own scaling counts for
+    /// nothing.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        match &mut self.inner {
+            Inner::Cpu { layer, .. } => layer.pool_mut().set_attention(router),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, .. } => layer.pool_mut().set_attention(router),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu { layer, .. } => layer.pool_mut().set_attention(router),
+        }
+    }
+
     /// Puts an adapter into an empty slot.
     pub fn put(&mut self, slot: usize, lora: &Lora) -> Result<()> {
         match &mut self.inner {
@@ -299,6 +311,7 @@ fn checked_allow<'a, L>(
     routing: &Routing<'a>,
     linear: impl Fn(&L) -> &LinearRouter,
 ) -> Result<Option<Allow<&'a [u32]>>> {
+    router.check_mask(routing.allow.is_some())?;
     match (router, routing.allow) {
         (Router::Linear { linear: own, rule }, Some(allow)) => {
             allow.check(linear(own).experts().saturating_sub(rule.select.rows()))?;

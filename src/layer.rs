@@ -7,6 +7,7 @@
 //!           |
 //!         plan ------------------+--------.
 //! x ------------------------> shrink -> h |
+//! x, h -> attend -> topk_weights          |   (RAMoLE alone)
 //! x, weight ----------------------> fused -> y
 //! ```
 //!
@@ -27,7 +28,7 @@ use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::fused::{self, Form, cost};
 use crate::ops::route::{self, Allow, CpuRouter, Rule, Weighting};
-use crate::ops::{Output, base, expand, plan, shrink};
+use crate::ops::{Output, attend, base, expand, plan, shrink};
 
 const OP: &str = "layer";
 
@@ -60,6 +61,12 @@ pub enum Router<L> {
         /// Experts per token; -1 for none.
         top_k: usize,
     },
+    /// Ids come with every call: the adapters that were retrieved for the token's request. The weights are the layer's, by
+    /// [`attend`](crate::ops::attend) (RAMoLE); the pool has attention (`set_attention`).
+    RankAttention {
+        /// Experts per token; -1 for none.
+        top_k: usize,
+    },
 }
 
 impl<L> Router<L> {
@@ -72,7 +79,7 @@ impl<L> Router<L> {
     pub fn top_k(&self) -> usize {
         match self {
             Self::Linear { rule, .. } => rule.width(),
-            Self::External { top_k } => *top_k,
+            Self::External { top_k } | Self::RankAttention { top_k } => *top_k,
         }
     }
 
@@ -80,8 +87,32 @@ impl<L> Router<L> {
     fn try_map<T>(self, place: impl FnOnce(L) -> Result<T>) -> Result<Router<T>> {
         Ok(match self {
             Self::External { top_k } => Router::External { top_k },
+            Self::RankAttention { top_k } => Router::RankAttention { top_k },
             Self::Linear { linear, rule } => Router::Linear { linear: place(linear)?, rule },
         })
+    }
+
+    /// Whether the weights are made from h.
+    fn attends(&self) -> bool {
+        matches!(self, Self::RankAttention { .. })
+    }
+
+    /// The launches of routing, as the cost model counts them: the scores of a linear router, or one launch.
+    fn scores(&self, linear: impl Fn(&L) -> &LinearRouter) -> usize {
+        match self {
+            Self::Linear { linear: own, .. } => linear(own).experts(),
+            Self::External { .. } => 0,
+            Self::RankAttention { .. } => 1,
+        }
+    }
+
+    /// Refuses a mask where ids are the request's own set already.
+    pub(crate) fn check_mask(&self, masked: bool) -> Result<()> {
+        if self.attends() && masked {
+            let expected = "no mask with rank attention, whose ids are the request's own set";
+            return Err(Error::argument(OP, "allow", expected, "one"));
+        }
+        Ok(())
     }
 
     /// What the dense form's first product can choose itself; `None`: `route` comes before it, where it comes at all.
@@ -131,7 +162,7 @@ pub struct Base<W, B = W> {
 /// Which experts each token takes, in the engine's memory: written by a router, read where it is external.
 #[derive(Debug)]
 pub struct Routing<'a> {
-    /// `[tokens, top_k]`, best first; -1 for none.
+    /// `[tokens, top_k]`, best first; -1 for none. Read where the router is external or attention.
     pub topk_ids: &'a mut [i32],
     /// `[tokens, top_k]`.
     pub topk_weights: &'a mut [f32],
@@ -203,6 +234,7 @@ impl<D: Place> MoeLora<D> {
         let Rows { x_stride, y_stride, .. } = *rows;
         Shapes {
             plan: plan::Sizes { tokens, top_k, experts: sizes.experts },
+            attend: attend::Sizes { tokens, top_k, in_features, x_stride, h_stride },
             shrink: shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output },
             base: base::Sizes { tokens, in_features, out_features, x_stride, y_stride },
             expand: expand::Sizes {
@@ -262,6 +294,35 @@ impl<D: Place> MoeLora<D> {
         }
         Ok(())
     }
+
+    /// Refuses what rank attention cannot have; `masked` says whether the call has a mask.
+    fn check_attention(&self, masked: bool) -> Result<()> {
+        if self.router.attends() && self.output == Output::RankSum {
+            let expected =
+                "sum or per_route with rank attention, whose weights are made from every route's own h";
+            return Err(Error::argument(OP, "output", expected, self.output.name()));
+        }
+        self.router.check_mask(masked)
+    }
+
+    /// The device's limits for the layer's router: rank attention needs h before the base product.
+    fn limits_of(&self, limits: cost::Limits) -> cost::Limits {
+        match self.router.attends() {
+            true => cost::Limits { few_tokens: 0, dense_rows: 0, ..limits },
+            false => limits,
+        }
+    }
+
+    /// Refuses a demanded form in which rank attention finds no h.
+    fn check_form(&self) -> Result<()> {
+        match self.form {
+            Some(form @ (Form::Few | Form::Dense)) if self.router.attends() => {
+                let expected = "sparse or beside with rank attention, which needs h before the base product";
+                Err(Error::argument(OP, "form", expected, form.name()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Elements from one row of the dense form's z to the next: whole 16-byte parts of every element.
@@ -272,6 +333,7 @@ fn z_stride(slots: &Slots) -> usize {
 /// The operations' sizes for one call.
 struct Shapes {
     plan: plan::Sizes,
+    attend: attend::Sizes,
     shrink: shrink::Sizes,
     base: base::Sizes,
     expand: expand::Sizes,
@@ -360,6 +422,7 @@ impl MoeLora<Cpu> {
         y: &mut [X],
     ) -> Result<()> {
         self.check_forward()?;
+        self.check_attention(routing.allow.is_some())?;
         let (form, cpu, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
         let shapes = self.shapes(pool.slots(), pool.slots().max_rank(), rows);
         if form == Form::Dense {
@@ -372,13 +435,16 @@ impl MoeLora<Cpu> {
             return cpu.fused_dense(&sizes, pool, weight, bias, x, workspace, y);
         }
         self.route_first(rows, x, routing)?;
-        let Routing { topk_ids, topk_weights, .. } = routing;
+        let Routing { topk_ids, topk_weights, given, .. } = routing;
         if form == Form::Few {
             let (ids, weights) = (&**topk_ids, &**topk_weights);
             return cpu.fused_few(&shapes.fused, pool, weight, bias, x, ids, weights, workspace, y);
         }
         let plan = cpu.plan(&shapes.plan, pool, topk_ids)?;
         cpu.shrink(&shapes.shrink, &plan, pool, x, topk_weights, workspace)?;
+        if self.router.attends() && !*given {
+            cpu.attend(&shapes.attend, &plan, pool, x, workspace, topk_weights)?;
+        }
         if form == Form::Sparse {
             let sizes = &shapes.fused;
             return cpu.fused_sparse(sizes, &plan, pool, weight, bias, x, workspace, topk_weights, y);
@@ -390,6 +456,7 @@ impl MoeLora<Cpu> {
 
     /// The form of a call over `tokens` tokens, and why.
     pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
+        self.check_form()?;
         let problem = self.ask::<X>(tokens);
         cost::choose(&problem, &self.limits(&problem), self.form)
     }
@@ -397,16 +464,13 @@ impl MoeLora<Cpu> {
     /// The device's limits. The dense form is taken only where it is demanded: its sums have an order of their own, and on
     /// the CPU a token's bits depend on neither its batch nor the form that its size would choose.
     fn limits(&self, problem: &cost::Problem) -> cost::Limits {
-        let limits = self.device.fused_limits(problem);
+        let limits = self.limits_of(self.device.fused_limits(problem));
         if self.form == Some(Form::Dense) { limits } else { cost::Limits { dense_rows: 0, ..limits } }
     }
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
-        let experts = match &self.router {
-            Router::Linear { linear, .. } => linear.linear().experts(),
-            Router::External { .. } => 0,
-        };
-        self.problem(self.pool.slots(), X::TYPE, experts, tokens)
+        let scores = self.router.scores(CpuRouter::linear);
+        self.problem(self.pool.slots(), X::TYPE, scores, tokens)
     }
 
     /// `y += experts`, onto a base product that the engine computed.
@@ -418,10 +482,14 @@ impl MoeLora<Cpu> {
         workspace: &mut [f32],
         y: &mut [X],
     ) -> Result<()> {
+        self.check_attention(routing.allow.is_some())?;
         self.route_first(rows, x, routing)?;
         let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
         let plan = self.device.plan(&shapes.plan, &self.pool, routing.topk_ids)?;
         self.device.shrink(&shapes.shrink, &plan, &self.pool, x, routing.topk_weights, workspace)?;
+        if self.router.attends() && !routing.given {
+            self.device.attend(&shapes.attend, &plan, &self.pool, x, workspace, routing.topk_weights)?;
+        }
         self.device.expand(&shapes.expand, &plan, &self.pool, workspace, routing.topk_weights, y)
     }
 }

@@ -9,8 +9,8 @@
 //! # Ok::<(), molora::Error>(())
 //! ```
 //!
-//! Where the choice is not the layer's, [`Given`] makes a call's ids and weights, and
-//! [`AllowLists`](crate::ops::route::AllowLists) its mask. Formulas and sizes: operators, sections 1, 5, 6 and 8.
+//! Where the choice is not the layer's, [`Given`] makes a call's ids and weights, and where it is,
+//! [`AllowLists`](crate::ops::route::AllowLists) keeps each request to its own adapters. Formulas and sizes: operators, sections 1, 5, 6 and 8.
 
 mod arrow;
 mod given;
@@ -43,6 +43,10 @@ pub enum Preset {
     LoraRetrieverMixture,
     /// LoraRetriever's fusion: the same adapters, their factors averaged before the product; equal ranks.
     LoraRetrieverFusion,
+    /// RAMoLE (Zhao and others, 2024): the 3 adapters that were retrieved for a request, weighed for every token by
+    /// [attention](crate::ops::attend) between x and their products. The pool knows the router adapter by `set_attention`, before
+    /// the others come.
+    Ramole,
     /// MixLoRA (Li and others, 2024): the 2 best, renormalised, chosen once a block on its input; the weight comes behind the
     /// expert's feed-forward part. Built here is the linear that decides, gate or up; see [`System::follower`] and
     /// [`System::behind_activation`] for the others.
@@ -83,12 +87,13 @@ enum TopK {
 
 impl Preset {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::MingMoe,
         Self::MedCare,
         Self::Phatgoose,
         Self::LoraRetrieverMixture,
         Self::LoraRetrieverFusion,
+        Self::Ramole,
         Self::MixLora,
         Self::LoraMoe,
         Self::HydraLora,
@@ -108,6 +113,7 @@ impl Preset {
             Self::Phatgoose => "phatgoose",
             Self::LoraRetrieverMixture => "loraretriever-mixture",
             Self::LoraRetrieverFusion => "loraretriever-fusion",
+            Self::Ramole => "ramole",
             Self::MixLora => "mixlora",
             Self::LoraMoe => "loramoe",
             Self::HydraLora => "hydralora",
@@ -142,6 +148,7 @@ impl Preset {
         })?;
         let top_k = self.top_k(top_k, experts)?;
         let router = match router {
+            None if self == Self::Ramole => Router::RankAttention { top_k },
             None => Router::External { top_k },
             Some(linear) => {
                 let (select, weighting) = (self.select(experts), self.weighting());
@@ -178,15 +185,15 @@ impl Preset {
     }
 
     const fn is_given(self) -> bool {
-        use Preset::{LoraRetrieverFusion, LoraRetrieverMixture, MoePairs, PerRequest, XLora};
-        matches!(self, LoraRetrieverMixture | LoraRetrieverFusion | XLora | PerRequest | MoePairs)
+        use Preset::{LoraRetrieverFusion, LoraRetrieverMixture, MoePairs, PerRequest, Ramole, XLora};
+        matches!(self, LoraRetrieverMixture | LoraRetrieverFusion | Ramole | XLora | PerRequest | MoePairs)
     }
 
     fn top_k(self, asked: Option<usize>, experts: usize) -> Result<usize> {
         let published = match self {
             Self::LoraMoe | Self::HydraLora | Self::AdaMole => TopK::All,
             Self::Arrow => TopK::Best(4),
-            Self::LoraRetrieverMixture | Self::LoraRetrieverFusion => TopK::Given(3),
+            Self::LoraRetrieverMixture | Self::LoraRetrieverFusion | Self::Ramole => TopK::Given(3),
             Self::PerRequest => TopK::Given(1),
             Self::XLora | Self::MoePairs => TopK::Asked,
             Self::MingMoe | Self::MedCare | Self::Phatgoose | Self::MixLora | Self::Hmora => TopK::Best(2),
@@ -239,7 +246,7 @@ pub enum Parameters<'a> {
     },
     /// The adapters themselves, in slot order (Arrow).
     Adapters(&'a [&'a Lora]),
-    /// Nothing: ids and weights come with every call.
+    /// Nothing: ids and weights come with every call; RAMoLE's ids alone.
     Given,
 }
 

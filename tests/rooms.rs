@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const ROOMS: [&str; 7] = ["route", "plan", "shrink", "expand", "base", "fused", "grouped"];
+const ROOMS: [&str; 8] = ["route", "plan", "shrink", "attend", "expand", "base", "fused", "grouped"];
 
 fn exists(path: &str) -> bool {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path).is_file()

@@ -5,6 +5,7 @@
 //! - [`read_ming`]: MING-MOE checkpoints, experts and their switch per linear.
 //! - [`read_routers`]: routers kept apart from the adapters.
 
+pub mod attention;
 mod config;
 mod json;
 mod ming;

@@ -87,7 +87,7 @@ impl MoeLora<Cuda> {
     fn h_parts(&self, tokens: usize) -> (usize, usize) {
         let routes = tokens.saturating_mul(self.router.top_k());
         let scratch = shrink::cuda::scratch_len(self.output, routes, self.pool.max_rank());
-        let limits = self.device.fused_limits(&self.ask::<f32>(tokens));
+        let limits = self.limits_of(self.device.fused_limits(&self.ask::<f32>(tokens)));
         (self.h_len(self.pool.slots(), self.h_stride(), limits.dense_rows, tokens), scratch)
     }
 
@@ -150,6 +150,7 @@ impl MoeLora<Cuda> {
         y: &mut ViewMut<X>,
     ) -> Result<()> {
         self.check_forward()?;
+        self.check_attention(routing.allow.is_some())?;
         let (form, cuda, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
         let shapes = self.shapes(pool.slots(), self.h_stride(), rows);
         if form == Form::Dense {
@@ -177,6 +178,11 @@ impl MoeLora<Cuda> {
         }
         cuda.plan_into(&shapes.plan, pool, &topk_ids, live_tokens, plan)?;
         cuda.shrink(&shapes.shrink, plan, pool, x, &topk_weights, Some(&mut scratch), &mut h)?;
+        drop(topk_weights);
+        if self.router.attends() && !routing.given {
+            cuda.attend(&shapes.attend, plan, pool, x, &h.as_view(), &mut routing.topk_weights)?;
+        }
+        let topk_weights = routing.topk_weights.as_view();
         if form == Form::Sparse {
             return cuda.fused_sparse(sizes, plan, pool, weight, bias, x, &h.as_view(), &topk_weights, y);
         }
@@ -187,8 +193,9 @@ impl MoeLora<Cuda> {
     /// The form of a call over `tokens` tokens, and why. While the stream captures a graph the dense form is taken only on
     /// demand.
     pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
+        self.check_form()?;
         let problem = self.ask::<X>(tokens);
-        let mut limits = self.device.fused_limits(&problem);
+        let mut limits = self.limits_of(self.device.fused_limits(&problem));
         // A captured dense form ends at the pool's rows of now, and replays shall see adapters that come later.
         if self.form.is_none() && self.device.check_not_capturing(OP).is_err() {
             limits.dense_rows = 0;
@@ -197,11 +204,8 @@ impl MoeLora<Cuda> {
     }
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
-        let experts = match &self.router {
-            Router::Linear { linear, .. } => linear.linear().experts(),
-            Router::External { .. } => 0,
-        };
-        self.problem(self.pool.slots(), X::TYPE, experts, tokens)
+        let scores = self.router.scores(CudaRouter::linear);
+        self.problem(self.pool.slots(), X::TYPE, scores, tokens)
     }
 
     /// The workspace's plan, the scratch of shrink, and h.
@@ -232,6 +236,7 @@ impl MoeLora<Cuda> {
         workspace: &mut Workspace,
         y: &mut ViewMut<X>,
     ) -> Result<()> {
+        self.check_attention(routing.allow.is_some())?;
         self.route_first(rows, x, routing)?;
         let shapes = self.shapes(self.pool.slots(), self.h_stride(), rows);
         let (topk_ids, topk_weights) = (routing.topk_ids.as_view(), routing.topk_weights.as_view());
@@ -239,6 +244,11 @@ impl MoeLora<Cuda> {
         let (device, pool) = (&self.device, &self.pool);
         device.plan_into(&shapes.plan, pool, &topk_ids, routing.live_tokens.as_ref(), plan)?;
         device.shrink(&shapes.shrink, plan, pool, x, &topk_weights, Some(&mut scratch), &mut h)?;
+        drop(topk_weights);
+        if self.router.attends() && !routing.given {
+            device.attend(&shapes.attend, plan, pool, x, &h.as_view(), &mut routing.topk_weights)?;
+        }
+        let topk_weights = routing.topk_weights.as_view();
         device.expand(&shapes.expand, plan, pool, &h.as_view(), &topk_weights, y)
     }
 }

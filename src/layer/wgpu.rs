@@ -79,6 +79,7 @@ impl MoeLora<Wgpu> {
             plan::Sizes { tokens, top_k: self.router.top_k(), experts: self.pool.slots().sizes().experts };
         sizes.check()?;
         let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
+        let limits = self.limits_of(limits);
         let h = self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens);
         Ok([device::Plan::bytes(&sizes), (h as u64).saturating_mul(4)])
     }
@@ -132,6 +133,7 @@ impl MoeLora<Wgpu> {
         y: View<X>,
     ) -> Result<()> {
         self.check_forward()?;
+        self.check_attention(routing.allow.is_some())?;
         let (form, wgpu, pool) = (self.choose::<X>(rows.tokens)?.form, &self.device, &self.pool);
         let shapes = self.shapes(pool.slots(), pool.slots().max_rank(), rows);
         let (RoutingView { topk_ids, topk_weights, .. }, Workspace { plan, h }) = (routing, workspace);
@@ -152,6 +154,9 @@ impl MoeLora<Wgpu> {
         }
         wgpu.plan_into(encoder, &shapes.plan, pool, topk_ids, plan)?;
         wgpu.shrink(encoder, &shapes.shrink, plan, pool, x, topk_weights, h)?;
+        if self.router.attends() && !routing.given {
+            wgpu.attend(encoder, &shapes.attend, plan, pool, x, h, topk_weights)?;
+        }
         if form == Form::Sparse {
             return wgpu.fused_sparse(encoder, sizes, plan, pool, weight, bias, x, h, topk_weights, y);
         }
@@ -161,16 +166,14 @@ impl MoeLora<Wgpu> {
 
     /// The form of a call over `tokens` tokens, and why.
     pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
+        self.check_form()?;
         let problem = self.ask::<X>(tokens);
-        cost::choose(&problem, &self.device.fused_limits(&problem), self.form)
+        cost::choose(&problem, &self.limits_of(self.device.fused_limits(&problem)), self.form)
     }
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {
-        let experts = match &self.router {
-            Router::Linear { linear, .. } => linear.linear().experts(),
-            Router::External { .. } => 0,
-        };
-        self.problem(self.pool.slots(), X::TYPE, experts, tokens)
+        let scores = self.router.scores(WgpuRouter::linear);
+        self.problem(self.pool.slots(), X::TYPE, scores, tokens)
     }
 
     /// `y += experts`, onto a base product that the engine computed; recorded into `encoder`.
@@ -183,12 +186,16 @@ impl MoeLora<Wgpu> {
         workspace: &mut Workspace,
         y: View<X>,
     ) -> Result<()> {
+        self.check_attention(routing.allow.is_some())?;
         self.route_first(encoder, rows, x, routing)?;
         let shapes = self.shapes(self.pool.slots(), self.pool.slots().max_rank(), rows);
         let (RoutingView { topk_ids, topk_weights, .. }, Workspace { plan, h }) = (routing, workspace);
         let h = View::whole(h);
         self.device.plan_into(encoder, &shapes.plan, &self.pool, topk_ids, plan)?;
         self.device.shrink(encoder, &shapes.shrink, plan, &self.pool, x, topk_weights, h)?;
+        if self.router.attends() && !routing.given {
+            self.device.attend(encoder, &shapes.attend, plan, &self.pool, x, h, topk_weights)?;
+        }
         self.device.expand(encoder, &shapes.expand, plan, &self.pool, h, topk_weights, y)
     }
 }

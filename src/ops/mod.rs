@@ -1,6 +1,7 @@
 //! One operation, one file, in the order in which data flows. Each file reads: formula and shapes, sizes and
 //! checks, the definition on plain slices (the oracle; it stays slow), the launch as a pure function, devices.
 
+pub mod attend;
 pub mod base;
 pub mod expand;
 pub mod fused;

@@ -74,6 +74,11 @@ impl Given {
         &self.topk_weights
     }
 
+    /// What a call of RAMoLE's layer takes: the ids; the weights are the layer's to write.
+    pub fn retrieved(&mut self) -> Routing<'_> {
+        Routing::new(&mut self.topk_ids, &mut self.topk_weights)
+    }
+
     /// What a layer's call takes.
     pub fn routing(&mut self) -> Routing<'_> {
         Routing { given: true, ..Routing::new(&mut self.topk_ids, &mut self.topk_weights) }

@@ -22,6 +22,7 @@ pub struct Linear<X> {
     pub out_features: usize,
     weight: Vec<X>,
     loras: Vec<Lora>,
+    attention: Option<Lora>,
     /// The same in f64.
     pub base: Matrix,
     pub experts: Vec<Expert>,
@@ -52,7 +53,17 @@ impl<X: Element> Linear<X> {
             experts.push(Expert { scaling: f64::from(scaling), a, b });
         }
         let base = Matrix::new(inputs, wide(&weight));
-        Self { in_features: inputs, out_features: outputs, weight, loras, base, experts }
+        let (in_features, out_features) = (inputs, outputs);
+        Self { in_features, out_features, weight, loras, attention: None, base, experts }
+    }
+
+    /// With a router adapter (RAMoLE), which is given in f64.
+    pub fn attend(&mut self, name: &str, rank: usize) -> Expert {
+        let a: Vec<X> = values(&format!("{name} a_r"), rank * self.in_features, 0.6);
+        let b: Vec<X> = values(&format!("{name} b_r"), rank * self.out_features, 0.6);
+        // Its scaling counts for nothing.
+        self.attention = Some(Lora::new(self.in_features, self.out_features, rank, 7.0, &a, &b).unwrap());
+        Expert { scaling: 1.0, a: Matrix::new(self.in_features, wide(&a)), b: Matrix::new(rank, wide(&b)) }
     }
 
     pub fn loras(&self) -> Vec<&Lora> {
@@ -70,6 +81,9 @@ impl<X: Element> Linear<X> {
         };
         let layer = HostLayer::new(device, sizes, system.router, self.weight.clone(), None).unwrap();
         let mut layer = layer.with_output(system.output);
+        if let Some(router) = &self.attention {
+            layer.set_attention(router).unwrap();
+        }
         self.loras.iter().enumerate().for_each(|(slot, lora)| layer.put(slot, lora).unwrap());
         layer
     }

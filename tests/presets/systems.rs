@@ -31,16 +31,22 @@ pub fn run<X: Element>(device: &Device, preset: Preset, shape: Shape) -> (Vec<f6
     // Pairs fill whole adapters.
     let ranks = if preset == Preset::MoePairs { &ranks[..6] } else { &ranks };
     let one_a = preset == Preset::HydraLora;
-    let linear = Linear::<X>::new(&name, (in_features, out_features), ranks, one_a);
+    let mut linear = Linear::<X>::new(&name, (in_features, out_features), ranks, one_a);
     let x: Vec<X> = values(&format!("{name} x"), tokens * in_features, 1.0);
     let rows = Matrix::new(in_features, wide(&x));
-    let call = if matches!(preset, Preset::MoePairs | Preset::XLora | Preset::PerRequest)
+    let router = (preset == Preset::Ramole).then(|| linear.attend(&name, 5));
+    let mut call = if matches!(preset, Preset::MoePairs | Preset::XLora | Preset::PerRequest | Preset::Ramole)
         || preset.name().starts_with("loraretriever")
     {
         given(preset, &name, tokens, linear.experts.len())
     } else {
         scored(preset, &name, &linear, &rows)
     };
+    if let Some(router) = &router {
+        for (x, gates) in rows.rows().zip(&mut call.gates) {
+            *gates = attention(&linear.experts, router, x, gates);
+        }
+    }
     let formula = if preset == Preset::LoraRetrieverFusion { dense::fusion } else { dense::sum };
     let each = rows.rows().zip(&call.gates);
     let want = each.map(|(x, gates)| formula(&linear.base, &linear.experts, gates, x)).collect();
@@ -49,7 +55,8 @@ pub fn run<X: Element>(device: &Device, preset: Preset, shape: Shape) -> (Vec<f6
     let mut y = vec![X::from_f32(f32::NAN); tokens * out_features];
     let (mut ids, mut weights) = (vec![i32::MIN; routes], vec![f32::NAN; routes]);
     let mut own = call.given;
-    let routing = own.as_mut().map_or(Routing::new(&mut ids, &mut weights), Given::routing);
+    let taken = if preset == Preset::Ramole { Given::retrieved } else { Given::routing };
+    let routing = own.as_mut().map_or(Routing::new(&mut ids, &mut weights), taken);
     layer.forward(tokens, &x, routing, &mut y).unwrap_or_else(|e| panic!("{name}: {e}"));
     (wide(&y), want)
 }
@@ -123,6 +130,22 @@ fn gates(preset: Preset, g: &Matrix, bias: &[f64], directions: &[Vec<f64>], x: &
     }
 }
 
+/// RAMoLE as published: every product v of the set against x, each through its half of the router.
+fn attention(experts: &[Expert], router: &Expert, x: &[f64], set: &[f64]) -> Vec<f64> {
+    if set.iter().all(|&s| s == 0.0) {
+        return set.to_vec();
+    }
+    let q = router.a.times(x);
+    let rank = q.len();
+    let column = |v: &[f64], r: usize| v.iter().zip(router.b.rows()).map(|(v, b)| v * b[r]).sum::<f64>();
+    let score = |expert: &Expert| {
+        let v = expert.times(x);
+        let k: Vec<f64> = (0..rank).map(|r| column(&v, r)).collect();
+        dense::dot(&q, &k) / (rank as f64).sqrt()
+    };
+    dense::masked_softmax(&experts.iter().map(score).collect::<Vec<_>>(), set)
+}
+
 /// Runs of tokens, of one request each.
 fn requests(tokens: usize) -> Vec<usize> {
     let mut runs = Vec::new();
@@ -176,7 +199,12 @@ fn given(preset: Preset, name: &str, tokens: usize, experts: usize) -> Call {
         }
         _ => {
             for run in requests(tokens) {
-                let k = if preset == Preset::PerRequest { rng.below(2) } else { 3 };
+                let k = match preset {
+                    Preset::PerRequest => rng.below(2),
+                    // Fewer than k, and none, where little was found.
+                    Preset::Ramole => rng.below(4),
+                    _ => 3,
+                };
                 let mut slots: Vec<usize> = (0..experts).collect();
                 (0..k).for_each(|n| slots.swap(n, n + rng.below(experts - n)));
                 given.push_evenly(run, &slots[..k]).unwrap();

@@ -143,6 +143,10 @@ fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result
         let mut h = inputs.empty_h();
         subject.shrink(inputs, &mut h).map_err(text)?;
         (Tensor::F32(inputs.empty_h()), Tensor::F32(h))
+    } else if inputs.case.op == Op::Attend {
+        let mut weights = inputs.empty_weights();
+        subject.attend(inputs, &mut weights).map_err(text)?;
+        (Tensor::F32(inputs.empty_weights()), Tensor::F32(weights))
     } else {
         let mut y = inputs.y.clone();
         match inputs.case.op {

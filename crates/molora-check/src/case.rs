@@ -17,6 +17,8 @@ pub enum Op {
     Plan,
     /// x to h.
     Shrink,
+    /// x and h to weights.
+    Attend,
     /// h to y.
     Expand,
     /// The frozen product.
@@ -33,10 +35,11 @@ pub enum Op {
 
 impl Op {
     /// In the order in which data flows.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Route,
         Self::Plan,
         Self::Shrink,
+        Self::Attend,
         Self::Expand,
         Self::Base,
         Self::Delta,
@@ -51,6 +54,7 @@ impl Op {
             Self::Route => "route",
             Self::Plan => "plan",
             Self::Shrink => "shrink",
+            Self::Attend => "attend",
             Self::Expand => "expand",
             Self::Base => "base",
             Self::Delta => "delta",
@@ -66,9 +70,13 @@ impl Op {
             Self::Route => (false, true),
             Self::Plan => (false, true),
             Self::Base => (false, false),
-            Self::Shrink | Self::Expand | Self::Delta | Self::Layer | Self::Fused | Self::Grouped => {
-                (true, true)
-            }
+            Self::Shrink
+            | Self::Attend
+            | Self::Expand
+            | Self::Delta
+            | Self::Layer
+            | Self::Fused
+            | Self::Grouped => (true, true),
         };
         Uses {
             adapters,
@@ -79,6 +87,11 @@ impl Op {
                 Self::Expand | Self::Base | Self::Delta | Self::Layer | Self::Fused | Self::Grouped
             ),
         }
+    }
+
+    /// Whether h is an input.
+    pub(crate) const fn reads_h(self) -> bool {
+        matches!(self, Self::Expand | Self::Attend)
     }
 
     /// Whether y begins as one base product for all tokens, so that each one's row is written whether it has experts or not.
@@ -188,6 +201,8 @@ pub struct Case {
     pub experts: usize,
     /// Ranks of the experts, repeated over them; of an expert's slices they follow each other.
     pub ranks: Vec<usize>,
+    /// Attend: rank of the router adapter.
+    pub router_rank: usize,
     /// Columns of x.
     pub in_features: usize,
     /// Columns of y.
@@ -227,6 +242,7 @@ impl Case {
             top_k: 2,
             experts: 8,
             ranks: vec![16],
+            router_rank: 8,
             in_features: if op.uses().in_features { 64 } else { 8 },
             out_features: if op.uses().out_features { 64 } else { 8 },
             routing: Routing::Uniform,

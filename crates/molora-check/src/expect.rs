@@ -10,7 +10,7 @@ use crate::judge::Expected;
 use crate::subject::Subject;
 use molora::error::Result;
 use molora::ops::fused::{self, Form};
-use molora::ops::{Expert, Output, base, expand, plan, route, shrink};
+use molora::ops::{Expert, Output, attend, base, expand, plan, route, shrink};
 use std::time::{Duration, Instant};
 
 /// The roundings that a device makes on its way beyond those of its sums and of the result.
@@ -148,7 +148,9 @@ impl Numbers {
                 self.expand(inputs, &self.shrink(inputs)?, true, &mut y)?;
                 Ok(y)
             }
-            Op::Route | Op::Plan | Op::Grouped => unreachable!("their outputs are not rows of elements"),
+            Op::Route | Op::Plan | Op::Attend | Op::Grouped => {
+                unreachable!("their outputs are not rows of elements")
+            }
         }
     }
 }
@@ -158,6 +160,9 @@ pub fn rows(inputs: &Inputs, roundings: Roundings) -> Result<Expected> {
     let case = &inputs.case;
     if case.op == Op::Grouped {
         return grouped::expected(inputs, roundings);
+    }
+    if case.op == Op::Attend {
+        return weights(inputs);
     }
     let (rows, width) = match case.op {
         Op::Shrink => (case.output.h_rows(case.tokens, case.top_k), case.max_rank()),
@@ -191,6 +196,33 @@ pub fn rows(inputs: &Inputs, roundings: Roundings) -> Result<Expected> {
         _ => Vec::new(),
     };
     Ok(Expected { rows, width, want, terms, length, between, h_rounding })
+}
+
+/// What must come out of attend. A score that is off by d puts weights off by d times themselves, and the token's other
+/// scores do likewise: the magnitudes of a weight's terms are those of its score's, and of their weighted mean.
+fn weights(inputs: &Inputs) -> Result<Expected> {
+    let Case { tokens, top_k, in_features, router_rank, .. } = inputs.case;
+    let sizes =
+        attend::Sizes { x_stride: in_features, h_stride: inputs.case.max_rank(), ..inputs.attend_sizes() };
+    let plan = plan::definition(&inputs.plan_sizes(), &inputs.topk_ids, 0)?;
+    let (numbers, sums) = (Numbers::new(inputs, |v| v), Numbers::new(inputs, f32::abs));
+    let (experts, r) = (numbers.experts(inputs), &inputs.attention);
+    let router = Expert { rank: r.rank, scaling: r.scaling, lora_a: &r.lora_a[..], lora_b: &r.lora_b[..] };
+    let mut want = vec![f32::NAN; tokens * top_k];
+    attend::definition(&sizes, &plan, &experts, &router, &numbers.x, &numbers.h, &mut want)?;
+    let mut keys = attend::keys(&experts, &router);
+    keys.iter_mut().flatten().for_each(|k| *k = k.abs());
+    let router_a: Vec<f32> = r.lora_a.iter().map(|v| v.abs()).collect();
+    let scores = attend::scores(&sizes, &plan, &keys, &router_a, &sums.x, &sums.h);
+    let mut terms = vec![0f32; want.len()];
+    for t in 0..tokens {
+        let live = (t * top_k..(t + 1) * top_k).filter(|&n| !scores[n].is_nan());
+        let mean: f64 = live.clone().map(|n| f64::from(want[n]) * scores[n]).sum();
+        live.for_each(|n| terms[n] = (f64::from(want[n]) * (1.0 + scores[n] + mean)) as f32);
+    }
+    let length = in_features + router_rank + inputs.case.max_rank() + top_k;
+    let (between, h_rounding) = (Vec::new(), Vec::new());
+    Ok(Expected { rows: tokens, width: top_k, want, terms, length, between, h_rounding })
 }
 
 /// Each slice's experts.
@@ -230,6 +262,7 @@ fn run_definition(inputs: &Inputs, numbers: &Numbers, x: &[f32]) -> Result<()> {
         }
         Op::Plan => plan::definition(&inputs.plan_sizes(), &inputs.topk_ids, 0).map(drop),
         Op::Grouped => grouped::rows(inputs, numbers, inputs.case.group.rows).map(drop),
+        Op::Attend => weights(inputs).map(drop),
         _ => numbers.output(inputs).map(drop),
     }
 }

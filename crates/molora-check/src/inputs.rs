@@ -13,7 +13,7 @@ use molora::element::ElementType;
 use molora::error::Result;
 use molora::layer::Rows;
 use molora::ops::route::AllowLists;
-use molora::ops::{Output, base, expand, fused, plan, route, shrink};
+use molora::ops::{Output, attend, base, expand, fused, plan, route, shrink};
 
 /// One expert, or one slice of it; values rounded to the case's adapter elements and widened again.
 #[derive(Debug, Clone)]
@@ -43,7 +43,9 @@ pub struct Inputs {
     pub topk_weights: Vec<f32>,
     /// All slots of the pool: `[slices, experts]`.
     pub experts: Vec<ExpertValues>,
-    /// Input of expand; NaN where no route or no rank is.
+    /// Input of attend: the router adapter.
+    pub attention: ExpertValues,
+    /// Input of expand and attend; NaN where no route or no rank is.
     pub h: Guarded<f32>,
     /// `[out_features, in_features]`; grouped: base expert after base expert.
     pub weight: Tensor,
@@ -81,6 +83,7 @@ impl Inputs {
             true => experts(case, &mut rng("experts")),
             false => Vec::new(),
         };
+        let attention = attention(case, &mut rng("attention"));
         let lora_ids = match case.op {
             Op::Grouped => grouped::lora_ids(case, &topk_ids, &mut rng("adapters")),
             _ => Vec::new(),
@@ -109,6 +112,7 @@ impl Inputs {
             lora_ids,
             topk_weights,
             experts,
+            attention,
             h,
             weight,
             bias,
@@ -145,6 +149,23 @@ impl Inputs {
         let Case { tokens, top_k, in_features, output, .. } = self.case;
         let (x_stride, h_stride) = (self.case.stride(in_features), self.h_stride());
         shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output }
+    }
+
+    /// The sizes of the case's attention.
+    pub fn attend_sizes(&self) -> attend::Sizes {
+        let shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, .. } = self.shrink_sizes();
+        attend::Sizes { tokens, top_k, in_features, x_stride, h_stride }
+    }
+
+    /// The case's router adapter.
+    pub fn attention(&self) -> Result<Lora> {
+        self.lora(&self.attention, self.case.out_features)
+    }
+
+    /// Weights that nothing was written to.
+    pub fn empty_weights(&self) -> Guarded<f32> {
+        let Case { tokens, top_k, .. } = self.case;
+        Guarded::output((tokens, top_k, top_k), |_, _| f32::NAN)
     }
 
     /// The sizes of the case's expand.
@@ -236,12 +257,25 @@ fn topk_ids(case: &Case, rng: &mut Rng) -> Vec<i32> {
     ids
 }
 
-fn experts(case: &Case, rng: &mut Rng) -> Vec<ExpertValues> {
-    let round = |v: f32| match case.adapters {
+fn rounded(case: &Case, v: f32) -> f32 {
+    match case.adapters {
         ElementType::F32 => v,
         ElementType::F16 => f16::from_f32(v).to_f32(),
         ElementType::Bf16 => bf16::from_f32(v).to_f32(),
-    };
+    }
+}
+
+/// The router adapter: scores of a few units either way, so that the softmax is neither flat nor a step.
+fn attention(case: &Case, rng: &mut Rng) -> ExpertValues {
+    let rank = if case.op == Op::Attend { case.router_rank } else { 0 };
+    let mut values = |count: usize, scale: f32| (0..count).map(|_| rounded(case, rng.value(scale))).collect();
+    let lora_a = values(rank * case.in_features, 4.0 / (case.in_features.max(1) as f32).sqrt());
+    let lora_b = values(rank * case.out_features, 4.0 / (case.out_features as f32).sqrt());
+    ExpertValues { rank, scaling: 3.0, lora_a, lora_b }
+}
+
+fn experts(case: &Case, rng: &mut Rng) -> Vec<ExpertValues> {
+    let round = |v: f32| rounded(case, v);
     let mut values = |count: usize, features: usize| -> Vec<f32> {
         // Products of `features` terms stay near 1, far from the end of f16.
         let scale = 1.0 / (features as f32).sqrt();
@@ -261,7 +295,7 @@ fn experts(case: &Case, rng: &mut Rng) -> Vec<ExpertValues> {
 }
 
 fn h(case: &Case, topk_ids: &[i32], rng: &mut Rng) -> Guarded<f32> {
-    let rows = if case.op == Op::Expand { case.output.h_rows(case.tokens, case.top_k) } else { 0 };
+    let rows = if case.op.reads_h() { case.output.h_rows(case.tokens, case.top_k) } else { 0 };
     let width = case.max_rank();
     // The rank of a row: its route's, or for RankSum that of the token's first live route.
     let rank = |row: usize| match case.output {

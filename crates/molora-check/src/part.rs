@@ -43,7 +43,7 @@ impl Inputs {
             let a_token = if op == Op::Grouped && self.case.group.x_per_route { top_k } else { 1 };
             part.x = self.x.part(first * a_token, tokens * a_token);
         }
-        if op == Op::Expand {
+        if op.reads_h() {
             let rows = |tokens| self.case.output.h_rows(tokens, top_k);
             part.h = self.h.part(rows(first), rows(tokens));
         }
@@ -58,7 +58,7 @@ impl Case {
     /// Rows of h or y that so many tokens have.
     pub fn y_rows(&self, tokens: usize) -> usize {
         match self.op {
-            Op::Base | Op::Layer | Op::Fused => tokens,
+            Op::Base | Op::Layer | Op::Fused | Op::Attend => tokens,
             Op::Grouped => grouped::y_rows(self, tokens),
             Op::Shrink => self.output.h_rows(tokens, self.top_k),
             _ => self.output.y_rows(tokens, self.top_k),

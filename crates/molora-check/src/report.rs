@@ -74,6 +74,13 @@ pub fn work(inputs: &Inputs) -> Work {
         },
         Op::Plan => plan,
         Op::Shrink => shrink,
+        Op::Attend => {
+            let query = case.router_rank as f64;
+            Work {
+                flops: 2.0 * query * (tokens * input + route_ranks),
+                bytes: tokens * input * x + 4.0 * query * (input + pool_ranks) + h_bytes + 4.0 * routes,
+            }
+        }
         Op::Expand => expand,
         Op::Base => base,
         Op::Delta => plan + shrink + expand,

@@ -3,7 +3,7 @@
 use crate::case::{Case, Op};
 use crate::expect::Roundings;
 use crate::guarded::{Guarded, Tensor};
-use crate::judge::{Verdict, compare};
+use crate::judge::{Verdict, compare, compare_rows};
 use crate::routing::Routing;
 use crate::spell::Named;
 use crate::subject::{PlanArrays, Subject, subjects};
@@ -57,6 +57,12 @@ fn run(subject: &dyn Subject, inputs: &Inputs) -> Result<Verdict, String> {
                 &start,
                 &Tensor::F32(h),
             );
+        }
+        Op::Attend => {
+            let mut weights = inputs.empty_weights();
+            subject.attend(inputs, &mut weights).map_err(text)?;
+            let expected = expect::rows(inputs, Roundings::default()).map_err(text)?;
+            return compare_rows(&expected, &inputs.empty_weights(), &weights);
         }
         Op::Expand => subject.expand(inputs, &mut y),
         Op::Base => subject.base(inputs, &mut y),

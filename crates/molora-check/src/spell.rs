@@ -38,6 +38,7 @@ impl Case {
             let ranks: Vec<String> = self.ranks.iter().map(usize::to_string).collect();
             parts.push(format!("r{}", ranks.join("-")));
         }
+        parts.extend((self.op == Op::Attend).then(|| format!("q{}", self.router_rank)));
         parts.extend(uses.in_features.then(|| format!("i{}", self.in_features)));
         parts.extend(uses.out_features.then(|| format!("o{}", self.out_features)));
         parts.extend(uses.routing.then(|| self.routing.name().into()));
@@ -166,6 +167,7 @@ fn take<'a>(case: &mut Case, text: &'a str) -> Option<&'a str> {
         "e" => case.experts = number,
         "i" => case.in_features = number,
         "o" => case.out_features = number,
+        "q" if case.op == Op::Attend => case.router_rank = number,
         "s" => case.slices = number,
         "shared" => case.scoring.shared = number,
         "pad" => case.padding = number,

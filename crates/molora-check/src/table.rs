@@ -37,6 +37,7 @@ pub fn cases(op: Op, extent: Extent) -> Vec<Case> {
         Op::Route => table.route(),
         Op::Plan => table.plan(),
         Op::Shrink => table.shrink(),
+        Op::Attend => table.attend(),
         Op::Expand => table.expand(),
         Op::Base => table.base(),
         Op::Delta => table.delta(),
@@ -155,6 +156,24 @@ impl Table {
         }
     }
 
+    fn attend(&mut self) {
+        self.each(&[0, 1, 2, 8, 9, 64, 65], |c, tokens| c.tokens = tokens);
+        self.each(&RANKS, |c, rank| c.ranks = vec![rank]);
+        self.each(&[1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 64, 65, 128, 130], |c, rank| {
+            (c.router_rank, c.ranks) = (rank, MIXED.to_vec());
+        });
+        self.add(|c| (c.router_rank, c.ranks, c.tokens) = (128, vec![128, 3], 5));
+        self.add(|c| (c.router_rank, c.tokens, c.in_features) = (1024, 2, 33));
+        self.each(&[1, 3, 7, 8, 9, 24, 65, 256], |c, top_k| {
+            (c.top_k, c.experts, c.tokens, c.ranks) = (top_k, top_k.max(4), 9, vec![4, 1, 8]);
+        });
+        self.each(&EDGES, |c, width| (c.in_features, c.ranks) = (width, vec![5, 4]));
+        self.each(&Routing::ALL, |c, routing| (c.routing, c.ranks, c.top_k) = (routing, MIXED.to_vec(), 3));
+        self.all_pairs(|c| (c.routing, c.padding, c.ranks) = (Routing::WithGaps, 2, MIXED.to_vec()));
+        self.all_pairs(|c| (c.in_features, c.tokens, c.ranks) = (2056, 5, vec![16, 6]));
+        self.each(&[1, 3, 16], |c, padding| (c.padding, c.x) = (padding, ElementType::F32));
+    }
+
     fn expand(&mut self) {
         self.adapters(&[1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129, 255, 256, 257]);
         self.each(&EDGES, |c, width| (c.out_features, c.ranks) = (width, vec![17, 4]));
@@ -243,12 +262,18 @@ fn random(op: Op, rng: &mut Rng, seed: u64, (x, adapters): (ElementType, Element
     }
     if uses.adapters {
         case.ranks = (0..1 + rng.below(5)).map(|_| 1 + rng.below(40)).collect();
-        case.output =
-            if op.has_base() || op == Op::Grouped { Output::Sum } else { Output::ALL[rng.below(3)] };
+        case.output = if op.has_base() || matches!(op, Op::Grouped | Op::Attend) {
+            Output::Sum
+        } else {
+            Output::ALL[rng.below(3)]
+        };
         case.accumulate = op == Op::Delta || op == Op::Expand && rng.below(2) == 1;
     }
     if op == Op::Route || op.has_base() {
         case.bias = rng.below(2) == 1;
+    }
+    if op == Op::Attend {
+        case.router_rank = 1 + rng.below(70);
     }
     if op == Op::Fused {
         fused::random(&mut case, rng);

@@ -13,6 +13,7 @@ pub(crate) use extension::Extension;
 pub(crate) use kernels::dot::Matrix;
 pub(crate) use kernels::terms::Terms;
 pub(crate) use memory::Lines;
+pub(crate) use pool::Attention;
 pub(crate) use pool::B_COLUMNS;
 pub use pool::Pool;
 pub(crate) use product::{Out, Part, Sums, TASKS_A_THREAD, with_scratch};

@@ -5,10 +5,11 @@ use super::kernels::dot::{INNER, Matrix};
 use super::memory::Lines;
 use crate::adapter::{
     Lora,
+    attention::Keys,
     slots::{PoolSizes, Put, Slots, pack},
 };
 use crate::element::{Element, ElementType};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -23,6 +24,34 @@ pub struct Pool {
     a: Words,
     /// `[panels, rank_capacity, B_COLUMNS]`.
     b: Words,
+    attention: Option<Attention>,
+}
+
+/// A router adapter's A, and what scores the pool's adapters against it.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    keys: Keys,
+    /// `[rank, in_features]`.
+    a: Vec<f32>,
+    /// `[rank_capacity, rank]`: a row of K for each row of the pool.
+    k: Vec<f32>,
+}
+
+impl Attention {
+    /// The router's rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.keys.rank()
+    }
+
+    /// The router's A, `[rank, in_features]`.
+    pub(crate) fn a(&self) -> &[f32] {
+        &self.a
+    }
+
+    /// K of an adapter's rows.
+    pub(crate) fn k(&self, rows: Range<usize>) -> &[f32] {
+        &self.k[rows.start * self.rank()..rows.end * self.rank()]
+    }
 }
 
 /// Memory of one element type, aligned for all of them.
@@ -56,7 +85,7 @@ impl Pool {
         );
         let width = slots.slice_width().next_multiple_of(B_COLUMNS);
         let b = Words::zeroed(sizes.rank_capacity * width, sizes.element);
-        Ok(Self { slots, a, b })
+        Ok(Self { slots, a, b, attention: None })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -88,13 +117,32 @@ impl Pool {
 
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
+        let k = Keys::of(self.attention.as_ref().map(|a| &a.keys), loras)?;
         let put = self.slots.put(slot, loras)?;
+        if let (Some(attention), Some(k)) = (&mut self.attention, k) {
+            attention.k[put.0.row as usize * attention.keys.rank()..][..k.len()].copy_from_slice(&k);
+        }
         match self.slots.sizes().element {
             ElementType::F32 => self.write::<f32>(put),
             ElementType::F16 => self.write::<f16>(put),
             ElementType::Bf16 => self.write::<bf16>(put),
         }
         Ok(())
+    }
+
+    /// Makes the pool ready for [`attend`](crate::ops::attend): `router` is the adapter that scores the others, whose own
+    /// scaling counts for nothing. The pool must be empty, and not packed.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        let keys = Keys::new(&self.slots, router)?;
+        let k = vec![0.0; self.slots.sizes().rank_capacity * keys.rank()];
+        self.attention = Some(Attention { keys, a: router.a().collect(), k });
+        Ok(())
+    }
+
+    /// What [`Self::set_attention`] made.
+    pub(crate) fn attention(&self, op: &'static str) -> Result<&Attention> {
+        let missing = || Error::argument(op, "pool", "a pool with attention (set_attention)", "one without");
+        self.attention.as_ref().ok_or_else(missing)
     }
 
     /// Empties a slot. Plans that name it are errors from now on.

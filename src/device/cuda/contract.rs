@@ -3,7 +3,7 @@
 use super::entry::{Entry, Kernel, Named};
 use super::module::Set;
 use super::params::*;
-use crate::adapter::slots::Slot;
+use crate::adapter::{attention::MAX_ROUTER_RANK, slots::Slot};
 use crate::device::status::Status;
 use crate::ops::grouped::{Rows, cuda::rows_word};
 use std::collections::BTreeMap;
@@ -91,6 +91,7 @@ fn structs_lie_alike() {
         ("PlanParams", size_of::<PlanParams>()),
         ("RouteParams", size_of::<RouteParams>()),
         ("ShrinkParams", size_of::<ShrinkParams>()),
+        ("AttendParams", size_of::<AttendParams>()),
         ("ExpandParams", size_of::<ExpandParams>()),
         ("BaseParams", size_of::<BaseParams>()),
         ("FewParams", size_of::<FewParams>()),
@@ -130,6 +131,7 @@ fn constants_are_alike() {
         ("CHUNK_ROUTES", CHUNK_ROUTES),
         ("CHUNK_TOKENS", CHUNK_TOKENS),
         ("NONE", u32::MAX),
+        ("QUERY_RANKS", MAX_ROUTER_RANK as u32),
         ("FEW_ROUTES", FEW_ROUTES),
         ("PLAIN", rows_word(Rows::Plain)),
         ("GATED", rows_word(Rows::Gated)),
@@ -189,6 +191,7 @@ fn bytes_of(kernel: Kernel) -> usize {
         Kernel::ShrinkFew | Kernel::ShrinkMany | Kernel::ShrinkMma | Kernel::ShrinkRankSum => {
             size_of::<ShrinkParams>()
         }
+        Kernel::Attend => size_of::<AttendParams>(),
         Kernel::ExpandFew | Kernel::ExpandMany | Kernel::ExpandMma => size_of::<ExpandParams>(),
         Kernel::BaseFew | Kernel::BaseMany | Kernel::BaseMma => size_of::<BaseParams>(),
         Kernel::FusedFew | Kernel::FusedFewMma => size_of::<FewParams>(),

@@ -25,6 +25,8 @@ pub enum Kernel {
     ShrinkMma,
     /// Rows of routes to one row per token.
     ShrinkRankSum,
+    /// Weights from h: a block per token.
+    Attend,
     /// A row of y and 512 columns.
     ExpandFew,
     /// A chunk and 128 columns in f32.
@@ -73,7 +75,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Route,
         Self::PlanOne,
         Self::PlanChunks,
@@ -83,6 +85,7 @@ impl Kernel {
         Self::ShrinkMany,
         Self::ShrinkMma,
         Self::ShrinkRankSum,
+        Self::Attend,
         Self::ExpandFew,
         Self::ExpandMany,
         Self::ExpandMma,
@@ -113,6 +116,7 @@ impl Kernel {
             Self::ShrinkMany => ("shrink_many", 128, Named::XAndA),
             Self::ShrinkMma => ("shrink_mma", 256, Named::Half),
             Self::ShrinkRankSum => ("shrink_rank_sum", 128, Named::Nothing),
+            Self::Attend => ("attend", 256, Named::X),
             Self::ExpandFew => ("expand_few", 256, Named::XAndA),
             Self::ExpandMany => ("expand_many", 128, Named::XAndA),
             Self::ExpandMma => ("expand_mma", 256, Named::Half),

@@ -90,6 +90,24 @@ pub(crate) struct ShrinkParams {
     pub(crate) unused: u32,
 }
 
+/// One call of attend.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct AttendParams {
+    pub(crate) plan: PlanParams,
+    pub(crate) x: Address,
+    pub(crate) a: Address,
+    pub(crate) k: Address,
+    pub(crate) h: Address,
+    pub(crate) topk_weights: Address,
+    pub(crate) in_features: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) a_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) router_rank: u32,
+    pub(crate) x_vector: u32,
+}
+
 /// One call of expand.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -282,6 +300,7 @@ pub(crate) trait Params: Pod {}
 impl Params for PlanParams {}
 impl Params for RouteParams {}
 impl Params for ShrinkParams {}
+impl Params for AttendParams {}
 impl Params for ExpandParams {}
 impl Params for BaseParams {}
 impl Params for FewParams {}

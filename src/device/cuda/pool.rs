@@ -3,6 +3,7 @@
 use super::{Cuda, Memory};
 use crate::adapter::{
     Lora,
+    attention::Keys,
     slots::{PoolSizes, Put, Slot, Slots, pack},
 };
 use crate::element::{Element, ElementType};
@@ -31,6 +32,24 @@ pub struct Pool {
     a: Memory<u8>,
     b: Memory<u8>,
     reserved_rank: usize,
+    attention: Option<Attention>,
+}
+
+/// A router adapter's A, and what scores the pool's adapters against it.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    keys: Keys,
+    /// `[rank, a_stride]`, rows at multiples of 16 bytes.
+    pub(crate) a: Memory<f32>,
+    /// `[rank_capacity, rank]`: a row of K for each row of the pool.
+    pub(crate) k: Memory<f32>,
+}
+
+impl Attention {
+    /// The router's rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.keys.rank()
+    }
 }
 
 impl Pool {
@@ -54,7 +73,7 @@ impl Pool {
         let words = CLOCK_WORDS + slots.table_len() * size_of::<Slot>() / 4;
         cuda.bind()?;
         let table = Memory::zeroed_on(cuda.stream(), words).map_err(|e| cuda.failed("pool", e))?;
-        Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0 })
+        Ok(Self { slots, cuda: cuda.clone(), table, a, b, reserved_rank: 0, attention: None })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -111,13 +130,39 @@ impl Pool {
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
         self.cuda.check_not_capturing(OP)?;
+        let k = Keys::of(self.attention.as_ref().map(|a| &a.keys), loras)?;
         let put = self.slots.put(slot, loras)?;
+        if let (Some(attention), Some(k)) = (&self.attention, k) {
+            let before = put.0.row as u64 * attention.rank() as u64 * 4;
+            self.cuda.copy_to(attention.k.address() + before, &k)?;
+        }
         match self.slots.sizes().element {
             ElementType::F32 => self.write::<f32>(put),
             ElementType::F16 => self.write::<f16>(put),
             ElementType::Bf16 => self.write::<bf16>(put),
         }?;
         self.write_slot(slot)
+    }
+
+    /// Makes the pool ready for [`attend`](crate::ops::attend): `router` is the adapter that scores the others, whose own
+    /// scaling counts for nothing. The pool must be empty, and not packed. A router that was set before is freed: a graph
+    /// that was captured with it must not be replayed again.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        self.cuda.check_not_capturing(OP)?;
+        let keys = Keys::new(&self.slots, router)?;
+        let (columns, stride) = (self.slots.sizes().in_features, self.a_stride());
+        let mut rows = vec![0f32; keys.rank() * stride];
+        router.a().enumerate().for_each(|(i, v)| rows[i / columns * stride + i % columns] = v);
+        let a = Memory::of(&self.cuda, self.cuda.upload(&rows)?)?;
+        let k = Memory::new(&self.cuda, keys.rank() * self.slots.sizes().rank_capacity)?;
+        self.attention = Some(Attention { keys, a, k });
+        Ok(())
+    }
+
+    /// What [`Self::set_attention`] made.
+    pub(crate) fn attention(&self, op: &'static str) -> Result<&Attention> {
+        let missing = || Error::argument(op, "pool", "a pool with attention (set_attention)", "one without");
+        self.attention.as_ref().ok_or_else(missing)
     }
 
     /// Empties a slot. Kernels with an older plan skip it and set the status word.

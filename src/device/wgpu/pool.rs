@@ -4,6 +4,7 @@
 use super::{Wgpu, padded_bytes};
 use crate::adapter::{
     Lora,
+    attention::Keys,
     slots::{PoolSizes, Put, Slot, Slots, pack},
 };
 use crate::element::{Element, ElementType};
@@ -26,6 +27,24 @@ pub struct Pool {
     a: wgpu::Buffer,
     /// The table, then B.
     b: wgpu::Buffer,
+    attention: Option<Attention>,
+}
+
+/// A router adapter's A, and what scores the pool's adapters against it.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    keys: Keys,
+    /// `[rank, a_stride]`.
+    pub(crate) a: wgpu::Buffer,
+    /// `[rank_capacity, rank]`: a row of K for each row of the pool.
+    pub(crate) k: wgpu::Buffer,
+}
+
+impl Attention {
+    /// The router's rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.keys.rank()
+    }
 }
 
 impl Pool {
@@ -48,7 +67,7 @@ impl Pool {
         };
         let a = factor("lora_a", 0, sizes.in_features.next_multiple_of(ROW_STEP))?;
         let b = factor("lora_b", table_bytes(&slots), slots.slice_width().next_multiple_of(ROW_STEP))?;
-        Ok(Self { slots, wgpu: wgpu.clone(), a, b })
+        Ok(Self { slots, wgpu: wgpu.clone(), a, b, attention: None })
     }
 
     /// A pool of `experts` live slots that hold nothing useful: a plan over base experts, which
@@ -86,7 +105,12 @@ impl Pool {
     /// Puts an adapter's LoRAs for every slice of the output into an empty slot; `None` leaves a slice alone.
     pub fn put_packed(&mut self, slot: usize, loras: &[Option<&Lora>]) -> Result<()> {
         self.wgpu.alive()?;
+        let k = Keys::of(self.attention.as_ref().map(|a| &a.keys), loras)?;
         let put = self.slots.put(slot, loras)?;
+        if let (Some(attention), Some(k)) = (&self.attention, k) {
+            let offset = put.0.row as u64 * attention.rank() as u64 * 4;
+            self.wgpu.queue().write_buffer(&attention.k, offset, bytemuck::cast_slice(&k));
+        }
         match self.slots.sizes().element {
             ElementType::F32 => self.write::<f32>(put),
             ElementType::F16 => self.write::<f16>(put),
@@ -94,6 +118,31 @@ impl Pool {
         }
         self.write_slot(slot);
         Ok(())
+    }
+
+    /// Makes the pool ready for [`attend`](crate::ops::attend): `router` is the adapter that scores the others, whose own
+    /// scaling counts for nothing. The pool must be empty, and not packed.
+    pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
+        let keys = Keys::new(&self.slots, router)?;
+        let (columns, stride) = (self.slots.sizes().in_features, self.a_stride());
+        let mut rows = vec![0f32; keys.rank() * stride];
+        router.a().enumerate().for_each(|(i, v)| rows[i / columns * stride + i % columns] = v);
+        let k = keys.rank() * self.slots.sizes().rank_capacity;
+        let most = self.wgpu.limits().max_storage_buffer_binding_size;
+        let bytes = rows.len().max(k) as u64 * 4;
+        if bytes > most {
+            let expected = format!("factors of at most the device's binding limit of {most} bytes");
+            return Err(Error::argument("pool", "router.rank", expected, format!("{bytes} bytes")));
+        }
+        let (a, k) = (self.wgpu.upload(&rows)?, self.wgpu.storage("keys", k as u64 * 4)?);
+        self.attention = Some(Attention { keys, a, k });
+        Ok(())
+    }
+
+    /// What [`Self::set_attention`] made.
+    pub(crate) fn attention(&self, op: &'static str) -> Result<&Attention> {
+        let missing = || Error::argument(op, "pool", "a pool with attention (set_attention)", "one without");
+        self.attention.as_ref().ok_or_else(missing)
     }
 
     /// Empties a slot. Kernels recorded with an older plan skip it and set the status word.

@@ -89,6 +89,9 @@ impl<'a> Ready<'a> {
     fn new(cpu: &Cpu, inputs: &'a Inputs, form: Option<Form>) -> Result<Self> {
         let case = &inputs.case;
         let mut pool = Pool::packed(pool_sizes(case), &case.slice_widths())?;
+        if case.op == Op::Attend {
+            pool.set_attention(&inputs.attention()?)?;
+        }
         for e in 0..case.slots() {
             let loras = inputs.loras(e)?;
             pool.put_packed(e, &loras.iter().map(Option::as_ref).collect::<Vec<_>>())?;
@@ -110,6 +113,12 @@ impl<'a> Ready<'a> {
     fn shrink(&self, h: &mut [f32]) -> Result<()> {
         let (cpu, pool, sizes) = (self.layer.device(), self.layer.pool(), self.inputs.shrink_sizes());
         with_rows!(&self.inputs.x, x => cpu.shrink(&sizes, &self.plan, pool, x.cells(), &self.topk_weights, h))
+    }
+
+    fn attend(&self, weights: &mut [f32]) -> Result<()> {
+        let (cpu, pool, sizes) = (self.layer.device(), self.layer.pool(), self.inputs.attend_sizes());
+        let h = self.inputs.h.cells();
+        with_rows!(&self.inputs.x, x => cpu.attend(&sizes, &self.plan, pool, x.cells(), h, weights))
     }
 
     fn expand(&self, y: &mut Tensor) -> Result<()> {
@@ -209,6 +218,10 @@ impl Subject for CpuSubject {
         self.ready(inputs)?.shrink(h.cells_mut())
     }
 
+    fn attend(&self, inputs: &Inputs, topk_weights: &mut Guarded<f32>) -> Result<()> {
+        self.ready(inputs)?.attend(topk_weights.cells_mut())
+    }
+
     fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
         self.ready(inputs)?.expand(y)
     }
@@ -256,6 +269,10 @@ impl Subject for CpuSubject {
             Op::Shrink => {
                 let ready = self.ready(inputs)?;
                 timed(move || ready.shrink(h.cells_mut()))
+            }
+            Op::Attend => {
+                let (ready, mut weights) = (self.ready(inputs)?, inputs.empty_weights());
+                timed(move || ready.attend(weights.cells_mut()))
             }
             Op::Expand => {
                 let ready = self.ready(inputs)?;

@@ -116,6 +116,9 @@ fn filled_pool(cuda: &Cuda, inputs: &Inputs) -> Result<Pool> {
         let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
     }
+    if case.op == Op::Attend {
+        pool.set_attention(&inputs.attention()?)?;
+    }
     let experts = if case.op.uses().adapters { case.slots() } else { 0 };
     for e in 0..experts {
         let loras = inputs.loras(e)?;
@@ -133,7 +136,7 @@ impl<'a, X: Element> Ready<'a, X> {
             _ => (inputs.topk_ids.clone(), inputs.topk_weights.clone()),
         };
         let (ids, weights) = (Held::list(cuda, &ids)?, Held::list(cuda, &weights)?);
-        let h = if case.op == Op::Expand { inputs.h.clone() } else { inputs.empty_h() };
+        let h = if case.op.reads_h() { inputs.h.clone() } else { inputs.empty_h() };
         // The plan is a step of its own: the timers of shrink and expand leave it out.
         let no_plan = matches!(case.op, Op::Route | Op::Base | Op::Grouped);
         let tokens = if no_plan { 0 } else { case.tokens };
@@ -205,6 +208,10 @@ impl<'a, X: Element> Ready<'a, X> {
                 let mut scratch = self.scratch.view_mut(cuda)?;
                 let sizes = inputs.shrink_sizes();
                 cuda.shrink(&sizes, &self.plan, pool, &x, &weights, Some(&mut scratch), &mut h)
+            }
+            Op::Attend => {
+                let (h, mut weights) = (self.h.view(cuda)?, self.weights.view_mut(cuda)?);
+                cuda.attend(&inputs.attend_sizes(), &self.plan, pool, &x, &h, &mut weights)
             }
             Op::Expand => {
                 let (weights, h) = (self.weights.view(cuda)?, self.h.view(cuda)?);
@@ -405,6 +412,14 @@ impl Subject for CudaSubject {
     fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()> {
         with_element!(inputs.case, X => {
             self.run(Ready::<X>::new(&self.cuda, inputs)?, |ready| ready.h.download(&self.cuda, h))
+        })
+    }
+
+    fn attend(&self, inputs: &Inputs, topk_weights: &mut Guarded<f32>) -> Result<()> {
+        with_element!(inputs.case, X => {
+            let mut ready = Ready::<X>::new(&self.cuda, inputs)?;
+            ready.weights = Held::new(&self.cuda, topk_weights.clone())?;
+            self.run(ready, |ready| ready.weights.download(&self.cuda, topk_weights))
         })
     }
 

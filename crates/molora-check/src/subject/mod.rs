@@ -91,6 +91,9 @@ pub trait Subject: Send + Sync {
     /// x to h.
     fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()>;
 
+    /// x and h to weights.
+    fn attend(&self, inputs: &Inputs, topk_weights: &mut Guarded<f32>) -> Result<()>;
+
     /// h to y.
     fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 

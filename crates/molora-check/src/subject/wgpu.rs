@@ -78,6 +78,9 @@ fn filled_pool(wgpu: &Wgpu, inputs: &Inputs) -> Result<Pool> {
         let lora = Lora::new(1, 1, 1, 1.0, &[1f32], &[1f32])?;
         (0..case.experts).try_for_each(|e| pool.put(e, &lora))?;
     }
+    if case.op == Op::Attend {
+        pool.set_attention(&inputs.attention()?)?;
+    }
     let experts = if case.op.uses().adapters { case.slots() } else { 0 };
     for e in 0..experts {
         let loras = inputs.loras(e)?;
@@ -107,7 +110,7 @@ impl<'a> Ready<'a> {
         };
         let ids = uploaded(wgpu, list(&ids))?;
         let weights = uploaded(wgpu, list(&weights))?;
-        let h = if case.op == Op::Expand { inputs.h.clone() } else { inputs.empty_h() };
+        let h = if case.op.reads_h() { inputs.h.clone() } else { inputs.empty_h() };
         // The plan is a step of its own: the timers of shrink and expand leave it out.
         let mut encoder = wgpu.encoder();
         let plan_sizes = match case.op {
@@ -189,6 +192,7 @@ impl<'a> Ready<'a> {
             Op::Grouped => unreachable!("a group"),
             Op::Plan => wgpu.plan_into(encoder, &inputs.plan_sizes(), pool, ids, &mut self.plan),
             Op::Shrink => wgpu.shrink(encoder, &inputs.shrink_sizes(), &self.plan, pool, x, weights, h),
+            Op::Attend => wgpu.attend(encoder, &inputs.attend_sizes(), &self.plan, pool, x, h, weights),
             Op::Expand => wgpu.expand(encoder, &inputs.expand_sizes(), &self.plan, pool, h, weights, y),
             Op::Base => wgpu.base(encoder, &inputs.base_sizes(), weight, bias, x, y),
             Op::Delta => self.layer.forward_delta(encoder, &rows, x, routing, workspace, y),
@@ -313,6 +317,13 @@ impl Subject for WgpuSubject {
     fn shrink(&self, inputs: &Inputs, h: &mut Guarded<f32>) -> Result<()> {
         let ready = self.run(inputs)?;
         self.download(&ready.h.1, h)
+    }
+
+    fn attend(&self, inputs: &Inputs, topk_weights: &mut Guarded<f32>) -> Result<()> {
+        let mut ready = Ready::new(&self.wgpu, inputs)?;
+        ready.weights = (topk_weights.clone(), self.wgpu.upload(&topk_weights.all)?);
+        let ready = self.run_ready(ready)?;
+        self.download(&ready.weights.1, topk_weights)
     }
 
     fn expand(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()> {
