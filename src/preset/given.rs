@@ -64,6 +64,11 @@ impl Given {
         Ok(Self { top_k: experts, topk_ids, topk_weights: weights.to_vec() })
     }
 
+    /// Slots per token.
+    pub const fn top_k(&self) -> usize {
+        self.top_k
+    }
+
     /// `[tokens, top_k]`.
     pub fn topk_ids(&self) -> &[i32] {
         &self.topk_ids

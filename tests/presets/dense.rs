@@ -14,10 +14,6 @@ impl Matrix {
         Self { columns, data }
     }
 
-    pub fn row(&self, r: usize) -> &[f64] {
-        &self.data[r * self.columns..][..self.columns]
-    }
-
     pub fn rows(&self) -> impl Iterator<Item = &[f64]> {
         self.data.chunks(self.columns)
     }
