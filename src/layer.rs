@@ -280,11 +280,12 @@ impl<D: Place> MoeLora<D> {
     }
 
     /// f32 elements of workspace that a call over `tokens` tokens needs for h, or for the dense form's z where a device
-    /// with `dense_rows` of it may take that.
-    fn h_len(&self, slots: &Slots, h_stride: usize, dense_rows: usize, tokens: usize) -> usize {
+    /// of these limits may take that.
+    fn h_len(&self, slots: &Slots, h_stride: usize, limits: &cost::Limits, tokens: usize) -> usize {
         let h = self.output.h_rows(tokens, self.router.top_k()).saturating_mul(h_stride);
-        let z_stride = z_stride(slots);
-        if slots.used_rows() > dense_rows { h } else { h.max(tokens.saturating_mul(z_stride)) }
+        let unasked = limits.dense_refused.or(limits.dense_on_demand).is_none();
+        let dense = self.form == Some(Form::Dense) || (unasked && slots.used_rows() <= limits.dense_rows);
+        if dense { h.max(tokens.saturating_mul(z_stride(slots))) } else { h }
     }
 
     fn check_forward(&self) -> Result<()> {
@@ -395,8 +396,8 @@ impl MoeLora<Cpu> {
 
     /// f32 elements of workspace for calls of at most `tokens` tokens.
     pub fn workspace_len(&self, tokens: usize) -> usize {
-        let (slots, limits) = (self.pool.slots(), self.limits(&self.ask::<f32>(tokens)));
-        self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens)
+        let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
+        self.h_len(slots, slots.max_rank(), &limits, tokens)
     }
 
     /// Fills the routing from `x [tokens, in_features]`; leaves it alone where the router is external.
@@ -458,14 +459,7 @@ impl MoeLora<Cpu> {
     pub fn choose<X: Element>(&self, tokens: usize) -> Result<cost::Choice> {
         self.check_form()?;
         let problem = self.ask::<X>(tokens);
-        cost::choose(&problem, &self.limits(&problem), self.form)
-    }
-
-    /// The device's limits. The dense form is taken only where it is demanded: its sums have an order of their own, and on
-    /// the CPU a token's bits depend on neither its batch nor the form that its size would choose.
-    fn limits(&self, problem: &cost::Problem) -> cost::Limits {
-        let limits = self.limits_of(self.device.fused_limits(problem));
-        if self.form == Some(Form::Dense) { limits } else { cost::Limits { dense_rows: 0, ..limits } }
+        cost::choose(&problem, &self.limits_of(self.device.fused_limits(&problem)), self.form)
     }
 
     fn ask<X: Element>(&self, tokens: usize) -> cost::Problem {

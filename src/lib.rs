@@ -12,6 +12,7 @@
 //! - [`preset`]: the published systems by name;
 //! - [`retrieval`]: which adapters suit a request, by the embedding of its text;
 //! - [`host`]: a device chosen at run time, host slices in and out;
+//! - [`trace`]: which adapters each token took, counters, JSON lines;
 //! - [`element`], [`error`].
 
 pub mod adapter;
@@ -23,6 +24,7 @@ pub mod layer;
 pub mod ops;
 pub mod preset;
 pub mod retrieval;
+pub mod trace;
 
 pub use adapter::Lora;
 pub use device::Cpu;

@@ -230,7 +230,14 @@ fn on_wgpu<E: Element>(wgpu: &molora::Wgpu, p: &Problem<E>) -> Vec<E> {
     wgpu.download(&y, p.tokens * HIDDEN).unwrap()
 }
 
+#[cfg(feature = "wgpu")]
+fn adapters() -> Vec<molora::Wgpu> {
+    molora::Wgpu::adapters().iter().filter_map(|adapter| molora::Wgpu::open(adapter).ok()).collect()
+}
+
 fn every_device<E: Element>() {
+    // Fails where MOLORA_REQUIRE names a device that is not there.
+    molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
     for tokens in [0, 1, 7, 66] {
         let p = problem::<E>(tokens);
         judge("cpu", &p, &on_cpu(&p));
@@ -239,7 +246,7 @@ fn every_device<E: Element>() {
             judge("cuda", &p, &on_cuda(&cuda, &p));
         }
         #[cfg(feature = "wgpu")]
-        for wgpu in molora::Wgpu::adapters().iter().filter_map(|adapter| molora::Wgpu::open(adapter).ok()) {
+        for wgpu in adapters() {
             judge(&wgpu.describe(), &p, &on_wgpu(&wgpu, &p));
         }
     }
@@ -250,4 +257,87 @@ fn a_block_is_its_two_grouped_products() {
     every_device::<f32>();
     every_device::<half::f16>();
     every_device::<half::bf16>();
+}
+
+/// Sizes that fit nothing are refused before anything is computed from them.
+#[test]
+fn absurd_sizes_are_refused() {
+    let rows = |tokens: usize, top_k: usize| BlockRows { tokens, top_k, x_stride: HIDDEN, y_stride: HIDDEN };
+    let absurd = [rows(usize::MAX, 2), rows(2, usize::MAX), rows(1 << 40, 1 << 30), rows(1 << 33, 0)];
+    let (cpu, up, down) = (
+        Cpu::new().unwrap(),
+        cpu::Pool::packed(pool_sizes::<f32>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap(),
+        cpu::Pool::new(pool_sizes::<f32>(WIDTH, HIDDEN)).unwrap(),
+    );
+    let block = MoeBlock::<Cpu>::new(&cpu, EXPERTS, up, down).unwrap();
+    let gate_up = cpu.pack(EXPERTS * 2 * WIDTH, HIDDEN, &vec![0f32; EXPERTS * 2 * WIDTH * HIDDEN]).unwrap();
+    let down = cpu.pack(EXPERTS * HIDDEN, WIDTH, &vec![0f32; EXPERTS * HIDDEN * WIDTH]).unwrap();
+    for rows in &absurd {
+        let routing = BlockRouting { topk_ids: &[][..], lora_ids: &[][..], topk_weights: &[][..] };
+        let weights = BlockWeights { gate_up: &gate_up, down: &down };
+        assert!(
+            block.forward(rows, weights, &[0f32; HIDDEN], &routing, &mut [0f32; HIDDEN]).is_err(),
+            "{rows:?}"
+        );
+    }
+    #[cfg(feature = "cuda")]
+    if let Ok(cuda) = molora::Cuda::new(0) {
+        use molora::device::cuda::{Pool, View, ViewMut};
+        let gate_up = Pool::packed(&cuda, pool_sizes::<f32>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
+        let down = Pool::new(&cuda, pool_sizes::<f32>(WIDTH, HIDDEN)).unwrap();
+        let block = MoeBlock::<molora::Cuda>::new(&cuda, EXPERTS, gate_up, down).unwrap();
+        let mut workspace = block.workspace::<f32>(1, TOP_K).unwrap();
+        let (mut floats, ids) = (cuda.upload(&[0f32; HIDDEN]).unwrap(), cuda.upload(&[0i32]).unwrap());
+        let x = cuda.upload(&[0f32; HIDDEN]).unwrap();
+        let (x, mut y) = (View::whole(&cuda, &x).unwrap(), ViewMut::whole(&cuda, &mut floats).unwrap());
+        let none = View::new(&cuda, ids.slice(..0)).unwrap();
+        let weights = cuda.upload(&[0f32]).unwrap();
+        let topk_weights = View::new(&cuda, weights.slice(..0)).unwrap();
+        let routing = BlockRouting { topk_ids: &none, lora_ids: &none, topk_weights: &topk_weights };
+        for rows in &absurd {
+            assert!(block.workspace::<f32>(rows.tokens, rows.top_k).is_err() || rows.top_k == 0, "{rows:?}");
+            let weights = BlockWeights { gate_up: &x, down: &x };
+            assert!(block.forward(rows, weights, &x, &routing, &mut workspace, &mut y).is_err(), "{rows:?}");
+        }
+    }
+    #[cfg(feature = "wgpu")]
+    for wgpu in adapters() {
+        use molora::device::wgpu::{Plan, Pool, View};
+        let gate_up = Pool::packed(&wgpu, pool_sizes::<f32>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
+        let down = Pool::new(&wgpu, pool_sizes::<f32>(WIDTH, HIDDEN)).unwrap();
+        let block = MoeBlock::<molora::Wgpu>::new(&wgpu, EXPERTS, gate_up, down).unwrap();
+        let mut workspace = block.workspace::<f32>(1, TOP_K).unwrap();
+        let (x, y) = (wgpu.upload(&[0f32; HIDDEN]).unwrap(), wgpu.upload(&[0f32; HIDDEN]).unwrap());
+        let (ids, weights) = (wgpu.upload(&[0i32]).unwrap(), wgpu.upload(&[0f32]).unwrap());
+        let (x, y) = (View::<f32>::whole(&x), View::<f32>::whole(&y));
+        let none = View::<i32>::new(&ids, 0, 0).unwrap();
+        let topk_weights = View::<f32>::new(&weights, 0, 0).unwrap();
+        let routing = BlockRouting { topk_ids: none, lora_ids: none, topk_weights };
+        let mut encoder = wgpu.encoder();
+        for rows in &absurd {
+            assert!(block.workspace::<f32>(rows.tokens, rows.top_k).is_err() || rows.top_k == 0, "{rows:?}");
+            let weights = BlockWeights { gate_up: x, down: x };
+            let refused = block.forward(&mut encoder, rows, weights, x, &routing, &mut workspace, y);
+            assert!(refused.is_err(), "{rows:?}");
+        }
+        let huge = molora::ops::plan::Sizes { tokens: usize::MAX, top_k: usize::MAX, experts: usize::MAX };
+        assert_eq!(Plan::bytes(&huge), u64::MAX);
+    }
+}
+
+/// The block's pools are of its own device.
+#[test]
+#[cfg(feature = "wgpu")]
+fn pools_of_another_device_are_refused() {
+    use molora::device::wgpu::Pool;
+    for (wgpu, other) in adapters().into_iter().zip(adapters()) {
+        let up = |wgpu| Pool::packed(wgpu, pool_sizes::<f32>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
+        let down = |wgpu| Pool::new(wgpu, pool_sizes::<f32>(WIDTH, HIDDEN)).unwrap();
+        let block = |up, down| MoeBlock::<molora::Wgpu>::new(&wgpu, EXPERTS, up, down);
+        assert!(block(up(&wgpu), down(&wgpu)).is_ok());
+        for refused in [block(up(&other), down(&wgpu)), block(up(&wgpu), down(&other))] {
+            let why = refused.unwrap_err().to_string();
+            assert!(why.contains("one of another device"), "{why}");
+        }
+    }
 }

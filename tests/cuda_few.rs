@@ -463,8 +463,22 @@ fn calls_that_do_not_fit_are_refused() {
     assert!(sum.contains("output"), "{sum}");
     let short = refused(shape.clone(), &|s| s.h_stride = 7);
     assert!(short.contains("h_stride"), "{short}");
-    let ids = refused(shape, &|s| s.tokens = 4);
+    let ids = refused(shape.clone(), &|s| s.tokens = 4);
     assert!(ids.contains("topk"), "{ids}");
+    // Nothing is computed from a size before it is checked.
+    let huge = usize::MAX;
+    for change in [
+        &(|s: &mut Sizes| s.tokens = huge) as &dyn Fn(&mut Sizes),
+        &|s| (s.tokens, s.top_k) = (huge, 0),
+        &|s| s.top_k = huge,
+        &|s| s.in_features = huge,
+        &|s| s.out_features = huge,
+        &|s| s.x_stride = huge,
+        &|s| s.y_stride = huge,
+        &|s| s.h_stride = huge,
+    ] {
+        refused(shape.clone(), change);
+    }
 }
 
 /// Blocks and warps in other orders, and as few resident blocks as there can be: nobody waits for who has not begun.

@@ -9,7 +9,9 @@ use half::{bf16, f16};
 use molora::adapter::slots::PoolSizes;
 use molora::device::cuda::cudarc::driver::{CudaSlice, sys};
 use molora::device::cuda::{Plan, Pool, Status, View, ViewMut};
-use molora::ops::fused::Sizes;
+use molora::layer::cuda::RoutingView;
+use molora::layer::{Base, MoeLora, Router, Rows};
+use molora::ops::fused::{Form, Sizes};
 use molora::ops::{Output, plan, shrink};
 use molora::{Cuda, Element, Lora};
 
@@ -315,6 +317,44 @@ fn f16_has_the_range_of_h() {
         }
         same(&problem.run(&cuda, &problem.pool(&cuda)), &problem.want(|_| false), &format!("{of_a}"));
     }
+}
+
+/// The form that a layer takes unasked has that range too: z of the dense form would be f16.
+#[test]
+fn an_f16_layer_takes_no_form_that_loses_h() {
+    let Some(cuda) = device() else { return };
+    let mut problem = Problem::<f16>::new(20, 2, 64, 24, 4);
+    problem.weights.iter_mut().for_each(|w| *w *= 8192.0);
+    for (a, b) in &mut problem.factors {
+        a.iter_mut().for_each(|v| *v = f16::from_f32(v.to_f32() * 8192.0));
+        b.iter_mut().for_each(|v| *v = f16::from_f32(v.to_f32() / 65536.0));
+    }
+    let layer = |form: Option<Form>| {
+        let router = Router::External { top_k: problem.top_k };
+        MoeLora::<Cuda>::new(&cuda, problem.pool(&cuda), router).unwrap().with_form(form)
+    };
+    let run = |layer: MoeLora<Cuda>| {
+        let mut workspace = layer.workspace(problem.tokens).unwrap();
+        let (x, weight) = (cuda.upload(&problem.x).unwrap(), cuda.upload(&problem.weight).unwrap());
+        let (mut ids, mut weights) =
+            (cuda.upload(&problem.ids).unwrap(), cuda.upload(&problem.weights).unwrap());
+        let mut y = cuda.upload(&vec![f16::NAN; problem.tokens * problem.out]).unwrap();
+        let topk_ids = ViewMut::whole(&cuda, &mut ids).unwrap();
+        let topk_weights = ViewMut::whole(&cuda, &mut weights).unwrap();
+        let routing = &mut RoutingView::new(topk_ids, topk_weights);
+        let rows = Rows { tokens: problem.tokens, x_stride: problem.inner, y_stride: problem.out };
+        let (x, weight) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &weight).unwrap());
+        let base = Base { weight: &weight, bias: None };
+        let mut view = ViewMut::whole(&cuda, &mut y).unwrap();
+        layer.forward(&rows, base, &x, routing, &mut workspace, &mut view).unwrap();
+        drop(view);
+        cuda.download(&y, problem.tokens * problem.out).unwrap()
+    };
+    same(&run(layer(None)), &problem.want(|_| false), "unasked");
+    let choice = layer(None).choose::<f16>(problem.tokens).unwrap().to_string();
+    assert!(choice.contains("dense  not offered: only on demand"), "{choice}");
+    assert_eq!(layer(Some(Form::Dense)).choose::<f16>(problem.tokens).unwrap().form, Form::Dense);
+    assert!(run(layer(Some(Form::Dense))).iter().any(|y| !y.is_finite()), "what the page of the form says");
 }
 
 fn replays<X: Element>(cuda: &Cuda) {

@@ -448,6 +448,36 @@ fn an_engine_may_multiply_itself() {
     assert_eq!(refused, "fused: pool's element: expected f32, the weight's, got f16");
 }
 
+/// Nothing is computed from a size before it is checked.
+#[test]
+fn absurd_sizes_are_refused() {
+    let Some(cuda) = device() else { return };
+    let huge = usize::MAX;
+    for change in [
+        &(|s: &mut Sizes| s.tokens = huge) as &dyn Fn(&mut Sizes),
+        &|s| (s.tokens, s.top_k) = (huge, 0),
+        &|s| s.top_k = huge,
+        &|s| s.in_features = huge,
+        &|s| s.x_stride = huge,
+        &|s| s.h_stride = huge,
+        &|s| s.x_stride = 39,
+        &|s| s.h_stride = 6,
+    ] {
+        let problem = Problem::<f16, f16>::new(&cuda, &shape(5, 2, 40, &[5, 2]));
+        let mut engine = problem.engine(&cuda);
+        change(&mut engine.sizes);
+        common::refuses(engine.call(&cuda, &problem.pool, None));
+        let weight = cuda.upload(&values::<f16>(1, 40 * OUT)).unwrap();
+        let weight = View::whole(&cuda, &weight).unwrap();
+        let x = cuda.upload(&problem.x).unwrap();
+        let x = View::whole(&cuda, &x).unwrap();
+        let (z, mut y) =
+            (cuda.upload(&[f16::ZERO; 5 * 8]).unwrap(), cuda.upload(&[f16::ZERO; 5 * OUT]).unwrap());
+        let (z, mut y) = (View::whole(&cuda, &z).unwrap(), ViewMut::whole(&cuda, &mut y).unwrap());
+        common::refuses(cuda.fused_dense(&engine.sizes, &problem.pool, &weight, None, &x, &z, None, &mut y));
+    }
+}
+
 #[test]
 fn a_block_takes_16_tokens() {
     use ElementType::{Bf16, F16, F32};

@@ -382,7 +382,22 @@ fn calls_that_do_not_fit_are_refused() {
     let slices = refused(&|e| (e.sizes[0].rows, e.sizes[0].y_stride) = (Rows::Combined, 2 * WIDTH));
     assert!(slices.contains("scratch") || slices.contains("slices"), "{slices}");
     let other = refused(&|e| e.sizes[1].top_k = 1);
-    assert!(other.contains("grouped") || other.contains("shrink"), "{other}");
+    assert!(other.contains("plan.tokens"), "{other}");
+    // Nothing is computed from a size before it is checked.
+    let huge = usize::MAX;
+    for change in [
+        &(|e: &mut Engine<f32>| e.sizes[0].tokens = huge) as &dyn Fn(&mut Engine<f32>),
+        &|e| (e.sizes[0].tokens, e.sizes[0].top_k) = (huge, 0),
+        &|e| e.sizes[0].experts = huge,
+        &|e| (e.sizes[0].experts, e.sizes[0].in_features) = (huge, 0),
+        &|e| e.sizes[0].out_features = huge,
+        &|e| e.sizes[0].x_stride = huge,
+        &|e| e.sizes[0].y_stride = huge,
+        &|e| e.sizes[0].h_stride = huge,
+        &|e| e.sizes[1].y_stride = huge,
+    ] {
+        refused(change);
+    }
 }
 
 /// Blocks and warps in other orders, and as few resident blocks as there can be.

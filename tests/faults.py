@@ -6,13 +6,14 @@
     tests/faults.py --list      what there is, without running it
 
 Each fault is one edit of kernels/, compiled alone into target/faults/NAME and put into the committed text. A case that
-is right without the fault runs on it: standard error must name the fault and the kernel, or, where only numbers change,
-the judge must call them wrong. Needs the compiler of kernels/compile and no GPU.
+is right without the fault runs on it, or a test that passes: standard error must name the fault and the kernel, or, where
+only numbers change, the judge must call them wrong. Needs the compiler of kernels/compile and no GPU.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import functools
 import importlib.machinery
 import importlib.util
 import json
@@ -35,7 +36,8 @@ WRONG, BANKS = "wrong", "bank conflicts"
 EARLY = f"{RACE} or {UNWRITTEN}"
 
 # edits: (file of kernels/, text, text instead); each text stands there once. report: a fault of the machine, or how else
-# it shows. kernel: who must be named; its stem is the room. case: one or more, one after another.
+# it shows. kernel: who must be named; its stem is the room. case: one or more, one after another; or `test FILE NAME`, for
+# what no case runs.
 Fault = collections.namedtuple("Fault", "name report kernel case edits")
 
 FAULTS = [
@@ -143,6 +145,12 @@ FAULTS = [
           [("grouped_tile.cuh", " || s.loras[route] != walk.at) return", ") return")]),
     Fault("gate_and_up_not_interleaved", WRONG, "grouped_mma_f16", "grouped/f16/t33_k2_g4_e3_r16-5-8_i64_o64_uniform_gated_x_per_route",
           [("grouped_mma.cuh", "up = gated && row % 16 >= 8", "up = gated && row % 32 >= 16")]),
+    Fault("pair_barrier_missing", EARLY, "fused_concat", "test cuda_gate an_engine_may_multiply_itself",
+          [("fused_concat.cuh", "    __syncthreads();\n", "")]),
+    Fault("pair_of_rows_behind_the_last", BOUNDS, "fused_concat", "test cuda_gate an_engine_may_multiply_itself",
+          [("fused_concat.cuh", "o < min(o0 + ROWS, p.out_features)", "o < o0 + ROWS")]),
+    Fault("pair_of_the_wrong_ranks", WRONG, "fused_concat", "test cuda_gate an_engine_may_multiply_itself",
+          [("fused_concat.cuh", "(const Bits*)p.b + (size_t)(r0 + r)", "(const Bits*)p.b + (size_t)(r0 + (r ^ 1))")]),
     Fault("flag_that_nobody_sets", LONG, "plan_place", "plan/f32/t1000_k2_e8_uniform",
           [("plan.cu", "    u32 chunk = blockIdx.x;\n    for", "    u32 chunk = blockIdx.x;\n    while (*(volatile u32*)p.words != NONE) {}\n    for")]),
 ]
@@ -205,8 +213,27 @@ def run_case(case, **variables):
     environment = dict(os.environ, MOLORA_REQUIRE="cuda", MOLORA_DEVICE="cuda", LD_LIBRARY_PATH=str(OUT / "libcuda"),
                        PTX_MACHINE_LIMIT="3000000", **variables)
     command = [BUILT / "examples" / "case", *case.split()]
+    if case.startswith("test "):
+        _, file, name = case.split()
+        command = [tests()[file], name, "--exact", "--nocapture"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    return done.stdout.strip(), done.stderr.strip()
+    if not case.startswith("test "):
+        return done.stdout.strip(), done.stderr.strip()
+    said = [line for line in done.stderr.splitlines() if line.startswith("ptx machine: ") and ": kernel " in line]
+    panic = re.search(r"panicked at .*\n(.*)", done.stderr)
+    what = "right" if done.returncode == 0 and "1 passed" in done.stdout else f"wrong: {panic[1] if panic else ''}"
+    return f"{case}: {what}", "\n".join(said)
+
+
+@functools.cache
+def tests():
+    """The tests' files that faults name, built: file -> program."""
+    files = sorted({fault.case.split()[1] for fault in FAULTS if fault.case.startswith("test ")})
+    arguments = ["-p", "molora", "--no-default-features", "--features", "cuda", "--no-run", "--message-format", "json"]
+    arguments += [part for file in files for part in ("--test", file)]
+    done = subprocess.run(["cargo", "test", "-q", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {line["target"]["name"]: line["executable"] for line in lines if line.get("executable")}
 
 
 def conflicts(kernel, counters):
@@ -284,6 +311,8 @@ def main():
             print(f"{fault.name:32} {fault.report:32} {fault.kernel:20} {fault.case}")
         return 0
     build()
+    if any(fault.case.startswith("test ") for fault in faults):
+        tests()
     compiler = load_compile()
     bin_folder = compiler.tools()
     silent = []

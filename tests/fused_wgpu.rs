@@ -233,6 +233,24 @@ fn slots_that_change_are_skipped() {
     }
 }
 
+/// A pool that holds nothing has no h to compute, and its ids still name nothing.
+#[test]
+fn an_empty_pool_tells_of_its_ids() {
+    for wgpu in devices() {
+        for (way, tokens) in [(Way::Sparse, 66), (Way::Few, 7), (Way::Dense, 66)] {
+            for (id, told) in
+                [(1, Status::STALE_SLOT), (2, Status::ID_OUT_OF_RANGE), (-2, Status::ID_OUT_OF_RANGE)]
+            {
+                let mut case = Case::<f32, f32>::new(tokens, 2, &[0, 0], (24, 20));
+                let want = case.expected();
+                case.ids[5] = id;
+                close(&case.run(&wgpu, way, |_| ()), &want, &format!("{way:?} {id}"));
+                assert_eq!(wgpu.take_status().unwrap(), told, "{way:?} {id}");
+            }
+        }
+    }
+}
+
 /// What another token's expert makes of it never reaches a token, and a weight that is no number counts for nothing.
 #[test]
 fn nothing_leaks() {
@@ -298,6 +316,73 @@ fn few_bindings_suffice() {
 }
 
 /// The gate's own routing is the room's, to the bit.
+#[test]
+fn a_pool_of_another_device_is_refused() {
+    let Some(adapter) = Wgpu::adapters().into_iter().next() else {
+        return println!("not tested: no adapter here");
+    };
+    let (wgpu, other) = (Wgpu::open(&adapter).unwrap(), Wgpu::open(&adapter).unwrap());
+    let case = Case::<f32, f32>::new(3, 2, &RANKS, (24, 20));
+    let pool = case.pool(&other);
+    let upload = |values: &[f32]| wgpu.upload(values).unwrap();
+    let (x, weight, y) =
+        (upload(&case.x), upload(&case.weight), upload(&vec![0f32; 3 * case.sizes.y_stride]));
+    let (ids, weights, h) =
+        (wgpu.upload(&case.ids).unwrap(), upload(&case.weights), upload(&vec![0f32; 6 * 64]));
+    let (x, weight) = (
+        View::<f32>::new(&x, 0, case.x.len()).unwrap(),
+        View::<f32>::new(&weight, 0, case.weight.len()).unwrap(),
+    );
+    let (ids, weights) = (View::new(&ids, 0, 6).unwrap(), View::new(&weights, 0, 6).unwrap());
+    let (h, y) = (View::whole(&h), View::<f32>::whole(&y));
+    let mut encoder = wgpu.encoder();
+    let refused = wgpu.fused_few(&mut encoder, &case.sizes, &pool, weight, None, x, ids, weights, h, y);
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("one of another device"), "{why}");
+    let refused = wgpu.plan(&mut encoder, &case.plan_sizes(), &pool, ids).unwrap_err().to_string();
+    assert!(refused.contains("one of another device"), "{refused}");
+}
+
+/// Nothing is computed from a size before it is checked.
+#[test]
+fn absurd_sizes_are_refused() {
+    let Some(wgpu) = devices().into_iter().next() else { return };
+    let (case, huge) = (Case::<f32, f32>::new(3, 2, &[5, 4], (24, 20)), usize::MAX);
+    let (pool, sizes) = (case.pool(&wgpu), case.sizes);
+    let upload = |len: usize| wgpu.upload(&vec![0f32; len]).unwrap();
+    let (x, weight, y) = (upload(case.x.len()), upload(24 * 20), upload(3 * sizes.y_stride));
+    let (h, weights, ids) = (upload(6 * 10), upload(6), wgpu.upload(&case.ids).unwrap());
+    let (ids, weights) = (View::new(&ids, 0, 6).unwrap(), View::<f32>::new(&weights, 0, 6).unwrap());
+    let (x, weight) = (View::<f32>::whole(&x), View::<f32>::whole(&weight));
+    let (h, y) = (View::<f32>::whole(&h), View::<f32>::whole(&y));
+    let mut encoder = wgpu.encoder();
+    let plan = wgpu.plan(&mut encoder, &case.plan_sizes(), &pool, ids).unwrap();
+    for bad in [
+        fused::Sizes { tokens: huge, ..sizes },
+        fused::Sizes { tokens: huge, top_k: 0, ..sizes },
+        fused::Sizes { top_k: huge, ..sizes },
+        fused::Sizes { in_features: huge, ..sizes },
+        fused::Sizes { x_stride: huge, ..sizes },
+        fused::Sizes { x_stride: 23, ..sizes },
+        fused::Sizes { h_stride: huge, ..sizes },
+        fused::Sizes { h_stride: 4, ..sizes },
+        fused::Sizes { y_stride: huge, ..sizes },
+        fused::Sizes { out_features: huge, ..sizes },
+    ] {
+        let few = wgpu.fused_few(&mut encoder, &bad, &pool, weight, None, x, ids, weights, h, y);
+        assert!(few.is_err(), "few {bad:?}");
+        let sparse = wgpu.fused_sparse(&mut encoder, &bad, &plan, &pool, weight, None, x, h, weights, y);
+        assert!(sparse.is_err(), "sparse {bad:?}");
+        let bad = if bad.h_stride == sizes.h_stride { fused::Sizes { h_stride: 10, ..bad } } else { bad };
+        let dense = wgpu.fused_dense(&mut encoder, &bad, &pool, weight, None, x, h, y);
+        assert!(dense.is_err(), "dense {bad:?}");
+        if bad.y_stride == sizes.y_stride && bad.out_features == sizes.out_features {
+            let gate = wgpu.fused_gate(&mut encoder, &bad, &pool, None, x, ids, weights, h);
+            assert!(gate.is_err(), "gate {bad:?}");
+        }
+    }
+}
+
 #[test]
 fn the_gate_routes_as_route_does() {
     const EXPERTS: usize = 13;

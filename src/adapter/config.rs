@@ -3,21 +3,21 @@
 //! Options that molora does not know are refused by name as soon as they are set; nothing is ignored in silence.
 
 use super::json::Json;
+use super::patterns::{self, Pattern, regex};
 use super::tensors::read_bounded;
 use crate::error::{Error, Result};
 use regex_lite::Regex;
 use std::path::Path;
 
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Options that say how the adapter was made or where it belongs, and nothing about what it computes.
-const INERT: [&str; 12] = [
+const INERT: [&str; 11] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
     "lora_dropout",
     "megatron_core",
-    "peft_version",
     "qalora_group_size",
     "revision",
     "runtime_config",
@@ -36,12 +36,14 @@ pub(crate) struct Config {
     rank: usize,
     alpha: f64,
     rank_stabilised: bool,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Vec<Pattern<usize>>,
+    alpha_pattern: Vec<Pattern<f64>>,
     targets: Option<Modules>,
     excluded: Option<Modules>,
     layers: Vec<usize>,
     layers_pattern: Vec<Regex>,
+    parameters: Vec<String>,
+    version: Option<String>,
 }
 
 /// A choice of modules, as `target_modules` and `exclude_modules` make it.
@@ -64,13 +66,28 @@ impl Modules {
     }
 }
 
-fn ends_with_path(module: &str, name: &str) -> bool {
+pub(crate) fn ends_with_path(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 impl Config {
-    /// Reads and checks the file.
+    /// Reads and checks the file; refuses `target_parameters`, whose factors are not a linear's.
     pub(crate) fn read(path: &Path) -> Result<Self> {
+        let config = Self::read_with_parameters(path)?;
+        if !config.parameters.is_empty() {
+            let expected = "nothing set (adapter::read_peft_parameters reads it)";
+            return Err(Error::format(
+                config.file,
+                "target_parameters",
+                expected,
+                config.parameters.join(", "),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Reads and checks the file.
+    pub(crate) fn read_with_parameters(path: &Path) -> Result<Self> {
         let file = path.display().to_string();
         let json = Json::parse(&file, &read_bounded(path, MAX_CONFIG_BYTES)?)?;
         let Json::Object(entries) = json else {
@@ -114,6 +131,8 @@ impl Config {
             excluded: None,
             layers: Vec::new(),
             layers_pattern,
+            parameters: Vec::new(),
+            version: None,
         };
         for (key, value) in &entries {
             config.set(key, value)?;
@@ -147,12 +166,24 @@ impl Config {
             },
             "rank_pattern" => {
                 let rank = |value: &Json| value.as_usize().filter(|rank| *rank > 0);
-                self.rank_pattern = pattern_map(&self.file, key, value, "a whole number from 1", rank)?;
+                self.rank_pattern = patterns::read(&self.file, key, value, "a whole number from 1", rank)?;
             }
             "alpha_pattern" => {
                 let alpha = |value: &Json| if let Json::Number(alpha) = value { Some(*alpha) } else { None };
-                self.alpha_pattern = pattern_map(&self.file, key, value, "a number", alpha)?;
+                self.alpha_pattern = patterns::read(&self.file, key, value, "a number", alpha)?;
             }
+            "target_parameters" if value.is_unset() => {}
+            "target_parameters" => match value {
+                Json::List(_) => {
+                    self.parameters = value.as_texts().ok_or_else(|| refuse("a list of texts"))?
+                }
+                _ => return Err(refuse("a list of texts")),
+            },
+            "peft_version" => match value {
+                Json::Null => {}
+                Json::Text(version) => self.version = Some(version.clone()),
+                _ => return Err(refuse("a text")),
+            },
             "target_modules" => self.targets = modules(&self.file, key, value)?,
             "exclude_modules" if value.is_unset() => {}
             "exclude_modules" => self.excluded = modules(&self.file, key, value)?,
@@ -184,14 +215,37 @@ impl Config {
         Ok(())
     }
 
+    /// The parameters that carry experts' factors, as `target_parameters` names them: paths, or their last parts.
+    pub(crate) fn parameters(&self) -> &[String] {
+        &self.parameters
+    }
+
+    /// The PEFT that wrote the file; 0.17 and older do not say.
+    pub(crate) fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// The file as it was named.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
     /// The rank of one module: the first matching entry of `rank_pattern`, else `r`.
     pub(crate) fn rank(&self, module: &str) -> usize {
-        first_match(&self.rank_pattern, module).unwrap_or(self.rank)
+        patterns::value(&self.rank_pattern, module).unwrap_or(self.rank)
     }
 
     /// What the config says `B (A x)` is multiplied by in one module: alpha / rank, or alpha / sqrt(rank).
+    ///
+    /// Refuses patterns that older versions read otherwise, unless the config says that a newer one wrote it.
     pub(crate) fn scaling(&self, module: &str) -> Result<f32> {
-        let alpha = first_match(&self.alpha_pattern, module).unwrap_or(self.alpha);
+        let (ranks, alphas) = (&self.rank_pattern, &self.alpha_pattern);
+        if self.version.is_none() && !patterns::always_meant_the_same(ranks, alphas, module) {
+            let expected =
+                format!("a version, since PEFT up to 0.14 read the patterns for {module} otherwise");
+            return Err(Error::format(&self.file, "peft_version", expected, "none"));
+        }
+        let alpha = patterns::value(&self.alpha_pattern, module).unwrap_or(self.alpha);
         let rank = self.rank(module) as f64;
         let scaling = (alpha / if self.rank_stabilised { rank.sqrt() } else { rank }) as f32;
         if !scaling.is_finite() {
@@ -235,6 +289,7 @@ impl Config {
         let refuse =
             |item: &str, expected: String| Error::format(&self.file, item, expected, "none in the file");
         match &self.targets {
+            None if !self.parameters.is_empty() => {}
             None => return Err(refuse("target_modules", "the names of the adapted modules".to_owned())),
             Some(Modules::Names(names)) => {
                 for name in names {
@@ -254,31 +309,6 @@ impl Config {
     }
 }
 
-/// PEFT's rule: the first key, in the file's order, that matches the path or its last parts as a pattern.
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
-}
-
-fn pattern_map<T>(
-    file: &str,
-    item: &str,
-    value: &Json,
-    expected: &str,
-    read: impl Fn(&Json) -> Option<T>,
-) -> Result<Vec<(Regex, T)>> {
-    let entries = match value {
-        Json::Null => return Ok(Vec::new()),
-        Json::Object(entries) => entries,
-        other => return Err(Error::format(file, item, "an object of patterns", other)),
-    };
-    let one = |(key, value): &(String, Json)| {
-        let item = format!("{item}.{key}");
-        let number = read(value).ok_or_else(|| Error::format(file, &item, expected, value))?;
-        Ok((regex(file, &item, key, &format!(r"^(.*\.)?({key})$"))?, number))
-    };
-    entries.iter().map(one).collect()
-}
-
 fn modules(file: &str, item: &str, value: &Json) -> Result<Option<Modules>> {
     match value {
         Json::Null => Ok(None),
@@ -289,11 +319,4 @@ fn modules(file: &str, item: &str, value: &Json) -> Result<Option<Modules>> {
             None => Err(Error::format(file, item, "a text or a list of texts", other)),
         },
     }
-}
-
-/// Compiles `whole`, which wraps the file's own `pattern`. Look-around and back-references are refused here.
-fn regex(file: &str, item: &str, pattern: &str, whole: &str) -> Result<Regex> {
-    Regex::new(pattern)
-        .and_then(|_| Regex::new(whole))
-        .map_err(|e| Error::format(file, item, "a regular expression without look-around", e))
 }

@@ -5,12 +5,15 @@
 //! - `model.layers.{l}.mlp.{gate,up,down}_proj.share_experts.lora_{A,B}.weight`, where an expert is shared
 //! - any other `<module>.lora_{A,B}.weight`: a plain LoRA, as the attention has
 //!
-//! All of them with or without `base_model.model.` in front.
+//! All of them with or without `base_model.model.` in front. The published training puts the attention's LoRA into PEFT's
+//! `adapter_model.safetensors` and the experts into `non_lora_trainables.bin`, and says in `config.json` how many a token
+//! takes; one file with everything in it is read as well.
 
-use super::config::Config;
+use super::config::{Config, MAX_CONFIG_BYTES};
+use super::json::Json;
 use super::peft::{CONFIG_FILE, Factor, PREFIX, Pair, TENSOR_FILE, split_factor};
 use super::router::{Part, RouterParts};
-use super::tensors::{Tensor, TensorFile, index};
+use super::tensors::{Tensor, TensorFile, index, read_bounded};
 use super::{LinearRouter, Lora};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -23,6 +26,8 @@ pub struct Ming {
     pub modules: BTreeMap<String, MingModule>,
     /// The linears with one plain LoRA, by path, such as `model.layers.0.self_attn.q_proj`.
     pub plain: BTreeMap<String, Lora>,
+    /// Experts per token, where `config.json` says it; weights are a softmax over these.
+    pub top_k: Option<usize>,
 }
 
 /// One linear's experts and router. All experts have the same sizes, and the router one row for each.
@@ -36,32 +41,98 @@ pub struct MingModule {
     pub router: LinearRouter,
 }
 
-/// Reads a checkpoint from its folder, or from a given safetensors file with `adapter_config.json` beside it.
+const EXPERT_FILE: &str = "non_lora_trainables.bin";
+const MODEL_CONFIG: &str = "config.json";
+
+/// Reads a checkpoint from its folder, or from one given file of tensors with the configs beside it.
 ///
-/// `target_modules` is not compared with the file: the training code puts experts on linears of its own choice.
+/// `target_modules` is not compared with the file: the training code puts experts on linears of its own choice. A linear
+/// with a single expert has no switch and is read as a plain LoRA, which it is. Refused by name: experts that are sampled,
+/// the two-stage form (`base` and `orth` factors), and counts that contradict `config.json`.
 pub fn read_ming(path: &Path) -> Result<Ming> {
-    let (folder, tensors) =
-        if path.is_dir() { (path, path.join(TENSOR_FILE)) } else { (beside(path), path.to_path_buf()) };
+    let (folder, files) = if path.is_dir() {
+        let there = |name: &str| Some(path.join(name)).filter(|file| file.exists());
+        let files: Vec<_> = [TENSOR_FILE, EXPERT_FILE].into_iter().filter_map(there).collect();
+        (path, if files.is_empty() { vec![path.join(TENSOR_FILE)] } else { files })
+    } else {
+        (beside(path), vec![path.to_path_buf()])
+    };
     let config = Config::read(&folder.join(CONFIG_FILE))?;
-    let file = TensorFile::read(&tensors)?;
+    let model = ModelConfig::read(&folder.join(MODEL_CONFIG))?;
+    let files = files.iter().map(|file| TensorFile::read(file)).collect::<Result<Vec<_>>>()?;
     let mut found = Found::default();
-    for (_, tensor) in file.tensors()? {
-        found.sort(tensor)?;
+    for file in &files {
+        for (_, tensor) in file.tensors()? {
+            found.sort(tensor)?;
+        }
     }
-    let mut modules = BTreeMap::new();
-    for (path, parts) in found.mixtures {
-        let module = parts.into_module(file.name(), &path, &config)?;
+    let (plain_file, expert_file) = (files[0].name(), files[files.len() - 1].name());
+    let (mut modules, mut plain) = (BTreeMap::new(), BTreeMap::new());
+    for (path, mut parts) in found.mixtures {
+        if let Some(pair) = parts.take_single() {
+            found.plain.insert(path, pair);
+            continue;
+        }
+        let module = parts.into_module(expert_file, &path, &config)?;
+        model.check(expert_file, &path, &module)?;
         modules.insert(path, module);
     }
-    let mut plain = BTreeMap::new();
     for (path, pair) in found.plain {
-        let lora = pair.into_lora(file.name(), &path, config.rank(&path), config.scaling(&path)?)?;
+        let lora = pair.into_lora(plain_file, &path, config.rank(&path), config.scaling(&path)?)?;
         plain.insert(path, lora);
     }
     if modules.is_empty() {
-        return Err(Error::format(file.name(), "tensors", "at least one module with experts", "none"));
+        return Err(Error::format(expert_file, "tensors", "at least one module with experts", "none"));
     }
-    Ok(Ming { modules, plain })
+    Ok(Ming { modules, plain, top_k: model.top_k })
+}
+
+/// What the base model's `config.json`, as the training extends it, says about the experts.
+#[derive(Default)]
+struct ModelConfig {
+    experts: Option<usize>,
+    top_k: Option<usize>,
+}
+
+impl ModelConfig {
+    /// Reads the file; one that is not there says nothing.
+    fn read(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let file = path.display().to_string();
+        let Json::Object(entries) = Json::parse(&file, &read_bounded(path, MAX_CONFIG_BYTES)?)? else {
+            return Err(Error::format(file, "JSON", "an object", "another value"));
+        };
+        let entry =
+            |key: &str| entries.iter().find(|(k, _)| k == key).map_or(&Json::Null, |(_, value)| value);
+        let count = |key: &str| match entry(key) {
+            Json::Null => Ok(None),
+            value => match value.as_usize().filter(|count| *count > 0) {
+                Some(count) => Ok(Some(count)),
+                None => Err(Error::format(&file, key, "a whole number from 1", value)),
+            },
+        };
+        match entry("expert_selection") {
+            Json::Null => {}
+            Json::Text(selection) if selection == "top_k" => {}
+            other => return Err(Error::format(&file, "expert_selection", "\"top_k\"", other)),
+        }
+        Ok(Self { experts: count("num_experts")?, top_k: count("num_experts_per_token")? })
+    }
+
+    fn check(&self, file: &str, path: &str, module: &MingModule) -> Result<()> {
+        let got = module.experts.len();
+        if let Some(expected) = self.experts.filter(|experts| *experts != got) {
+            let expected = format!("{expected} experts, as {MODEL_CONFIG} says");
+            return Err(Error::format(file, format!("{path}.experts"), expected, got));
+        }
+        if let Some(top_k) = self.top_k.filter(|top_k| *top_k > got) {
+            let expected = format!("at least {top_k} experts, as {MODEL_CONFIG} gives a token");
+            return Err(Error::format(file, format!("{path}.experts"), expected, got));
+        }
+        Ok(())
+    }
 }
 
 fn beside(path: &Path) -> &Path {
@@ -105,6 +176,9 @@ fn split(name: &str) -> Option<(&str, Role)> {
         return (number == repeated).then_some((module, Role::Expert(index(number)?, factor)));
     }
     let (module, factor) = split_factor(name)?;
+    if module.ends_with(".base") || module.ends_with(".orth") {
+        return None;
+    }
     match module.strip_suffix(".share_experts") {
         Some(module) => Some((module, Role::Shared(factor))),
         None => Some((module, Role::Plain(factor))),
@@ -134,7 +208,13 @@ impl<'f> Found<'f> {
     }
 }
 
-impl MixtureParts<'_> {
+impl<'f> MixtureParts<'f> {
+    /// The only expert of a linear without a switch.
+    fn take_single(&mut self) -> Option<Pair<'f>> {
+        let single = self.experts.len() == 1 && self.switch.is_empty() && self.shared.is_none();
+        if single { self.experts.remove(&0) } else { None }
+    }
+
     fn into_module(self, file: &str, path: &str, config: &Config) -> Result<MingModule> {
         let (rank, scaling) = (config.rank(path), config.scaling(path)?);
         let router = self.switch.into_router(file, &format!("{path}.switch"))?;

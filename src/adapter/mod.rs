@@ -2,19 +2,30 @@
 //!
 //! - [`Lora`]: the two factors of one linear layer, `y += scaling * B (A x)`.
 //! - [`Adapter`]: one named set of them, keyed by the module's path. [`Adapter::from_peft`] reads a PEFT folder.
+//! - [`read_peft_parameters`]: a PEFT folder whose LoRA is on the base's stacked experts (`target_parameters`).
 //! - [`read_ming`]: MING-MOE checkpoints, experts and their switch per linear.
+//! - [`read_phatgoose`]: PHATGOOSE checkpoints, experts and their gate vectors per linear.
+//!
+//! Tensors come from safetensors or from what `torch.save` writes; nothing that a file holds is executed.
 //! - [`read_routers`]: routers kept apart from the adapters.
 
 pub mod attention;
 mod config;
 mod json;
 mod ming;
+mod parameters;
+mod patterns;
 mod peft;
+mod phatgoose;
+mod pickle;
 mod router;
 pub mod slots;
 mod tensors;
+mod torch;
 
 pub use ming::{Ming, MingModule, read_ming};
+pub use parameters::{ExpertParameter, PeftParameters, read_peft_parameters};
+pub use phatgoose::{PhatgooseModule, read_phatgoose};
 pub use router::{LinearRouter, Prototypes, read_routers};
 
 use crate::element::{Element, ElementType};

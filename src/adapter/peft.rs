@@ -20,7 +20,8 @@ impl Adapter {
     /// Honours `r`, `lora_alpha`, `use_rslora`, `rank_pattern`, `alpha_pattern`, `target_modules`,
     /// `exclude_modules`, `layers_to_transform` and `layers_pattern`. Options that change the result and that
     /// molora does not support (DoRA, biases, saved modules, ...) are refused by name, and so is every tensor
-    /// that is not a LoRA factor of a linear layer.
+    /// that is not a LoRA factor of a linear layer. Factors of stacked experts (`target_parameters`) need to be told
+    /// about the base: [`read_peft_parameters`](super::read_peft_parameters).
     pub fn from_peft(folder: &Path) -> Result<Self> {
         let config = Config::read(&folder.join(CONFIG_FILE))?;
         let file = TensorFile::read(&folder.join(TENSOR_FILE))?;
@@ -32,23 +33,33 @@ impl Adapter {
             };
             pairs.entry(module.to_owned()).or_default().put(factor, tensor)?;
         }
-        config.check_complete(pairs.keys().map(String::as_str))?;
-        let mut modules = BTreeMap::new();
-        for (module, pair) in pairs {
-            if !config.selects(&module) {
-                let expected = "a module that the config's target_modules and layers select";
-                return Err(Error::format(file.name(), module, expected, "one that they leave out"));
-            }
-            let item = format!("{PREFIX}{module}");
-            let lora = pair.into_lora(file.name(), &item, config.rank(&module), config.scaling(&module)?)?;
-            modules.insert(module, lora);
-        }
+        let modules = into_modules(&config, file.name(), pairs)?;
         if modules.is_empty() {
             return Err(Error::format(file.name(), "tensors", "at least one pair of factors", "none"));
         }
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy();
         Ok(Self::new(name, modules))
     }
+}
+
+/// The factors of linear layers, checked against the config.
+pub(crate) fn into_modules(
+    config: &Config,
+    file: &str,
+    pairs: BTreeMap<String, Pair>,
+) -> Result<BTreeMap<String, Lora>> {
+    config.check_complete(pairs.keys().map(String::as_str))?;
+    let mut modules = BTreeMap::new();
+    for (module, pair) in pairs {
+        if !config.selects(&module) {
+            let expected = "a module that the config's target_modules and layers select";
+            return Err(Error::format(file, module, expected, "one that they leave out"));
+        }
+        let item = format!("{PREFIX}{module}");
+        let lora = pair.into_lora(file, &item, config.rank(&module), config.scaling(&module)?)?;
+        modules.insert(module, lora);
+    }
+    Ok(modules)
 }
 
 /// Which of the two factors a tensor is.
@@ -94,11 +105,7 @@ impl<'f> Pair<'f> {
 
     /// Checks that the factors fit each other and the rank, and that every weight is finite.
     pub(crate) fn into_lora(self, file: &str, module: &str, rank: usize, scaling: f32) -> Result<Lora> {
-        let (a, b) = match (self.a, self.b) {
-            (Some(a), Some(b)) => (a, b),
-            (None, _) => return Err(Error::format(file, module, "lora_A and lora_B", "no lora_A")),
-            (_, None) => return Err(Error::format(file, module, "lora_A and lora_B", "no lora_B")),
-        };
+        let (a, b) = self.both(file, module)?;
         let (a_rank, in_features) = a.matrix()?;
         let (out_features, b_rank) = b.matrix()?;
         if a_rank != rank {
@@ -107,13 +114,23 @@ impl<'f> Pair<'f> {
         if b_rank != rank {
             return Err(b.refuse(format!("[out_features, {rank}]"), format!("{:?}", b.shape)));
         }
+        let (a_bytes, b_bytes) = (a.bytes.into_owned(), b.bytes.into_owned());
+        Lora::from_finite(in_features, out_features, rank, scaling, a.element, a_bytes, b_bytes)
+    }
+
+    /// Both factors, of one element type, every weight finite.
+    pub(crate) fn both(self, file: &str, module: &str) -> Result<(Tensor<'f>, Tensor<'f>)> {
+        let (a, b) = match (self.a, self.b) {
+            (Some(a), Some(b)) => (a, b),
+            (None, _) => return Err(Error::format(file, module, "lora_A and lora_B", "no lora_A")),
+            (_, None) => return Err(Error::format(file, module, "lora_A and lora_B", "no lora_B")),
+        };
         if a.element != b.element {
             return Err(b.refuse(format!("{}, as lora_A", a.element), b.element));
         }
         a.check_finite()?;
         b.check_finite()?;
-        let (a_bytes, b_bytes) = (a.bytes.to_vec(), b.bytes.to_vec());
-        Lora::from_finite(in_features, out_features, rank, scaling, a.element, a_bytes, b_bytes)
+        Ok((a, b))
     }
 
     /// The rank that A claims, 0 where it has no shape that could have one.

@@ -210,6 +210,11 @@ impl<'f> RouterParts<'f> {
         }
     }
 
+    /// Nothing turned up.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.weight.is_none() && self.bias.is_none()
+    }
+
     /// Checks the shapes and that every number is finite.
     pub(crate) fn into_router(self, file: &str, item: &str) -> Result<LinearRouter> {
         let Some(weight) = self.weight else {

@@ -144,7 +144,9 @@ impl Slots {
             if width == 0 {
                 return Err(Error::argument(OP, name, "at least 1", 0));
             }
-            let elements = width.checked_next_multiple_of(8).and_then(|w| w.checked_mul(sizes.rank_capacity));
+            // Of one rank at least: no size of a row comes near the end of usize, whatever memory there is for.
+            let rows = sizes.rank_capacity.max(1);
+            let elements = width.checked_next_multiple_of(8).and_then(|w| w.checked_mul(rows));
             if elements.is_none_or(|n| n > u32::MAX as usize) {
                 let got = format!("{width} * {}", sizes.rank_capacity);
                 return Err(Error::argument(

@@ -1,10 +1,12 @@
-//! Reading a safetensors file that nobody vouches for: bounded reads, one check of the header, then views.
+//! Reading a file of tensors that nobody vouches for: bounded reads, one check of the header, then views.
+//! Safetensors, or what `torch.save` writes (see [`torch`]).
 
-use super::widen;
+use super::{torch, widen};
 use crate::element::ElementType;
 use crate::error::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::Read;
@@ -13,19 +15,20 @@ use std::path::Path;
 /// Far above any adapter: the largest published ones are a few GB.
 const MAX_TENSOR_FILE_BYTES: u64 = 16 << 30;
 
-/// A whole safetensors file in memory, its header not yet looked at.
+/// A whole file in memory, its header not yet looked at.
 pub(crate) struct TensorFile {
     file: String,
     bytes: Vec<u8>,
 }
 
 /// One tensor of a [`TensorFile`]: little-endian, row-major, of an element type that molora computes with.
+#[derive(Clone)]
 pub(crate) struct Tensor<'f> {
     pub(crate) file: &'f str,
     pub(crate) name: String,
     pub(crate) element: ElementType,
     pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: &'f [u8],
+    pub(crate) bytes: Cow<'f, [u8]>,
 }
 
 /// Reads a regular file of at most `limit` bytes. Folders, pipes and devices are refused before they are opened.
@@ -63,6 +66,9 @@ impl TensorFile {
 
     /// Every tensor, by name. Refuses a broken header and element types that molora does not compute with.
     pub(crate) fn tensors(&self) -> Result<BTreeMap<String, Tensor<'_>>> {
+        if self.bytes.starts_with(torch::MAGIC) {
+            return torch::tensors(&self.file, &self.bytes);
+        }
         self.check_header()?;
         let parsed = SafeTensors::deserialize(&self.bytes)
             .map_err(|e| Error::format(&self.file, "header", "a safetensors header that fits the file", e))?;
@@ -74,7 +80,7 @@ impl TensorFile {
                 Dtype::BF16 => ElementType::Bf16,
                 other => return Err(Error::format(&self.file, name, "F32, F16 or BF16", other)),
             };
-            let (shape, bytes) = (view.shape().to_vec(), view.data());
+            let (shape, bytes) = (view.shape().to_vec(), Cow::Borrowed(view.data()));
             tensors.insert(name.clone(), Tensor { file: &self.file, name, element, shape, bytes });
         }
         Ok(tensors)
@@ -118,7 +124,7 @@ impl Tensor<'_> {
 
     /// Refuses weights that are NaN or infinite.
     pub(crate) fn check_finite(&self) -> Result<()> {
-        match widen(self.element, self.bytes).enumerate().find(|(_, w)| !w.is_finite()) {
+        match widen(self.element, &self.bytes).enumerate().find(|(_, w)| !w.is_finite()) {
             None => Ok(()),
             Some((index, weight)) => {
                 Err(self.refuse("finite weights", format!("{weight} at element {index}")))
@@ -128,7 +134,7 @@ impl Tensor<'_> {
 
     /// The weights, widened exactly.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
-        widen(self.element, self.bytes).collect()
+        widen(self.element, &self.bytes).collect()
     }
 
     /// An error about this tensor.

@@ -88,7 +88,7 @@ impl MoeLora<Cuda> {
         let routes = tokens.saturating_mul(self.router.top_k());
         let scratch = shrink::cuda::scratch_len(self.output, routes, self.pool.max_rank());
         let limits = self.limits_of(self.device.fused_limits(&self.ask::<f32>(tokens)));
-        (self.h_len(self.pool.slots(), self.h_stride(), limits.dense_rows, tokens), scratch)
+        (self.h_len(self.pool.slots(), self.h_stride(), &limits, tokens), scratch)
     }
 
     /// Bytes of the workspace's two buffers, plan and h, for calls of at most `tokens` tokens.
@@ -196,9 +196,9 @@ impl MoeLora<Cuda> {
         self.check_form()?;
         let problem = self.ask::<X>(tokens);
         let mut limits = self.limits_of(self.device.fused_limits(&problem));
-        // A captured dense form ends at the pool's rows of now, and replays shall see adapters that come later.
-        if self.form.is_none() && self.device.check_not_capturing(OP).is_err() {
-            limits.dense_rows = 0;
+        // A captured dense form ends at the pool's rows of now.
+        if self.device.check_not_capturing(OP).is_err() {
+            limits.dense_on_demand = Some("replays shall see adapters that come later");
         }
         cost::choose(&problem, &limits, self.form)
     }

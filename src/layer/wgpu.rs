@@ -4,7 +4,7 @@ use super::{Base, MoeLora, OP, Place, Router, Rows, check_router, route_sizes};
 use crate::adapter::LinearRouter;
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::fused::{Form, cost};
 use crate::ops::route::{Allow, WgpuRouter};
 use crate::ops::{Output, plan};
@@ -44,14 +44,7 @@ pub struct Workspace {
 impl MoeLora<Wgpu> {
     /// A layer from a pool and a router. The layer has a status word of its own: `layer.device().take_status()`.
     pub fn new(wgpu: &Wgpu, pool: device::Pool, router: Router<LinearRouter>) -> Result<Self> {
-        if !pool.wgpu().shares_device(wgpu) {
-            return Err(Error::argument(
-                OP,
-                "pool",
-                format!("a pool on {}", wgpu.describe()),
-                "one of another device",
-            ));
-        }
+        pool.check_device(OP, wgpu)?;
         let device = wgpu.with_own_status();
         let mut layer =
             Self { device, pool, router: Router::External { top_k: 0 }, output: Output::Sum, form: None };
@@ -80,7 +73,7 @@ impl MoeLora<Wgpu> {
         sizes.check()?;
         let (slots, limits) = (self.pool.slots(), self.device.fused_limits(&self.ask::<f32>(tokens)));
         let limits = self.limits_of(limits);
-        let h = self.h_len(slots, slots.max_rank(), limits.dense_rows, tokens);
+        let h = self.h_len(slots, slots.max_rank(), &limits, tokens);
         Ok([device::Plan::bytes(&sizes), (h as u64).saturating_mul(4)])
     }
 

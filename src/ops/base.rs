@@ -7,7 +7,7 @@ pub mod cuda;
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
-use super::{check_len, check_rows};
+use super::{check_len, check_rows, row};
 use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{Binding, Launch, TILE_ROWS, View, Wgpu};
@@ -92,7 +92,7 @@ impl Cpu {
         weight.check(OP, self, sizes.out_features, sizes.in_features)?;
         sizes.check(weight.len(), bias.map(<[X]>::len), x.len(), y.len())?;
         let Sizes { tokens, in_features, x_stride, y_stride, .. } = *sizes;
-        let x = Tiles::new(self, [tokens], in_features, |t| &x[t * x_stride..][..in_features]);
+        let x = Tiles::new(self, [tokens], in_features, |t| row(x, t, in_features, x_stride));
         let out = Out { stride: y_stride, bias, y: SharedMut::new(y) };
         self.products(weight, &x, &out, None, |_, _| ());
         Ok(())

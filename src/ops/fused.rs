@@ -25,7 +25,7 @@ pub mod wgpu;
 
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 use crate::adapter::slots::Slots;
-use crate::element::Element;
+use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 
 const OP: &str = "fused";
@@ -97,14 +97,19 @@ impl Sizes {
     pub fn check(&self, slots: &Slots, weight: usize, bias: Option<usize>, x: usize, y: usize) -> Result<()> {
         check_equal(OP, "in_features", slots.sizes().in_features, self.in_features)?;
         check_equal(OP, "out_features", slots.sizes().out_features, self.out_features)?;
-        super::check_routes(OP, self.tokens, self.top_k)?;
-        if self.output == Output::PerRoute {
-            let expected = "sum or rank_sum (per_route has no row to add to)";
-            return Err(Error::argument(OP, "output", expected, self.output.name()));
-        }
         if self.output == Output::RankSum && slots.is_packed() {
             // A token's ranks would have to be equal in every slice, which no plan checks.
             let expected = "sum for a packed pool";
+            return Err(Error::argument(OP, "output", expected, self.output.name()));
+        }
+        self.check_lens(weight, bias, x, y)
+    }
+
+    /// What of this is no matter of the pool.
+    fn check_lens(&self, weight: usize, bias: Option<usize>, x: usize, y: usize) -> Result<()> {
+        super::check_routes(OP, self.tokens, self.top_k)?;
+        if self.output == Output::PerRoute {
+            let expected = "sum or rank_sum (per_route has no row to add to)";
             return Err(Error::argument(OP, "output", expected, self.output.name()));
         }
         let expected = self.out_features.checked_mul(self.in_features).ok_or_else(|| {
@@ -148,6 +153,28 @@ impl Sizes {
     }
 }
 
+/// Refuses what [`Cpu::fused_concat`](crate::Cpu::fused_concat) refuses on every device; lengths in elements.
+fn check_concat(
+    slots: &Slots,
+    x: ElementType,
+    weight: usize,
+    row_stride: usize,
+    concat: usize,
+) -> Result<()> {
+    slots.check_not_packed(OP)?;
+    if slots.sizes().element != x {
+        let expected = format!("{x}, the weight's");
+        return Err(Error::argument(OP, "pool's element", expected, slots.sizes().element));
+    }
+    let (inputs, outputs) = (slots.sizes().in_features, slots.sizes().out_features);
+    check_len(OP, "weight", inputs.saturating_mul(outputs), weight)?;
+    let width = inputs.saturating_add(slots.used_rows());
+    if row_stride < width {
+        return Err(Error::argument(OP, "row_stride", format!("at least {width}"), row_stride));
+    }
+    check_rows(OP, "concat", (outputs, width, row_stride), concat)
+}
+
 /// The definition, for a pool of one slice: three loops, every sum in f64, rounded to the element once.
 #[expect(
     clippy::too_many_arguments,
@@ -165,6 +192,9 @@ pub fn definition<X: Element, A: Element>(
 ) -> Result<()> {
     check_experts(OP, plan, experts, sizes.in_features, |e| e.lora_a.len())?;
     check_experts(OP, plan, experts, sizes.out_features, |e| e.lora_b.len())?;
+    sizes.check_lens(weight.len(), bias.map(<[X]>::len), x.len(), y.len())?;
+    check_equal(OP, "plan.tokens", sizes.tokens, plan.sizes().tokens)?;
+    check_equal(OP, "plan.top_k", sizes.top_k, plan.sizes().top_k)?;
     check_len(OP, "topk_weights", sizes.routes(), topk_weights.len())?;
     plan.check_weights(OP, topk_weights)?;
     for t in 0..sizes.tokens {

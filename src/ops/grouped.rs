@@ -18,6 +18,9 @@
 //! exact, none padded. h is `[routes, h_stride]`, [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined:
 //! after the sum over the routes).
 //!
+//! A LoRA's slot must still hold what it held for shrink: of a slot that is replaced between the two, h is the older
+//! adapter's and B the newer one's, and a product without a plan of the LoRAs cannot tell.
+//!
 //! The base experts' plan is an ordinary plan over `topk_ids` and a pool of markers (`Pool::markers`), whose slots are all
 //! live and hold nothing.
 
@@ -27,10 +30,7 @@ pub mod cuda;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-use super::check_equal;
-use super::{Expert, check_len, check_rows};
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use super::{Expert, check_equal, check_len, check_rows};
 use crate::adapter::slots::Slots;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -140,7 +140,6 @@ impl Sizes {
 }
 
 /// Refuses a pool of LoRAs that is not for this product: two slices, gate and up, or one.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn check_pool(sizes: &Sizes, slots: &Slots) -> Result<()> {
     check_equal(OP, "pool.in_features", sizes.in_features, slots.sizes().in_features)?;
     check_equal(OP, "pool.out_features", sizes.out_features, slots.sizes().out_features)?;
@@ -151,6 +150,18 @@ fn check_pool(sizes: &Sizes, slots: &Slots) -> Result<()> {
         return Err(Error::argument(OP, "pool", format!("slices {expected:?}"), got));
     }
     Ok(())
+}
+
+/// Refuses ids that are neither -1 nor a slot that holds an adapter.
+fn check_loras(top_k: usize, lora_ids: &[i32], live: impl Fn(usize) -> bool) -> Result<()> {
+    match lora_ids.iter().position(|&id| id != -1 && !usize::try_from(id).is_ok_and(&live)) {
+        None => Ok(()),
+        Some(n) => {
+            let argument = format!("lora_ids[{}, {}]", n / top_k, n % top_k);
+            let expected = "-1 or the id of a slot that holds an adapter";
+            Err(Error::argument(OP, argument, expected, lora_ids[n]))
+        }
+    }
 }
 
 /// Lengths of a call's arguments, in elements.
@@ -185,7 +196,30 @@ pub fn definition<X: Element, A: Element>(
 ) -> Result<()> {
     let slices = if sizes.rows == Rows::Gated { 2 } else { 1 };
     let (inner, slice_width) = (sizes.in_features, sizes.out_features / slices);
-    check_len(OP, "topk_ids", sizes.routes(), topk_ids.len())?;
+    let (weights, h) = (topk_weights.len(), 0);
+    let lens = Lens {
+        weight: weight.len(),
+        x: x.len(),
+        h,
+        lora_ids: lora_ids.len(),
+        topk_weights: weights,
+        y: y.len(),
+    };
+    sizes.check(0, &lens)?;
+    super::plan::Sizes { tokens: sizes.tokens, top_k: sizes.top_k, experts: sizes.experts }
+        .check_ids(topk_ids)?;
+    if sizes.rows == Rows::Combined {
+        super::plan::check_weights(OP, sizes.top_k, topk_ids, topk_weights)?;
+    }
+    check_loras(sizes.top_k, lora_ids, |slot| slot < loras.len())?;
+    for (slot, parts) in loras.iter().enumerate() {
+        check_len(OP, &format!("loras[{slot}]"), slices, parts.len())?;
+        for part in parts {
+            let [a, b] = [inner, slice_width].map(|width| part.rank.saturating_mul(width));
+            check_len(OP, &format!("loras[{slot}].lora_a"), a, part.lora_a.len())?;
+            check_len(OP, &format!("loras[{slot}].lora_b"), b, part.lora_b.len())?;
+        }
+    }
     let dot = |a: &mut dyn Iterator<Item = f64>, x: &[X]| -> f64 {
         a.zip(x).map(|(a, x)| a * f64::from(x.to_f32())).sum()
     };

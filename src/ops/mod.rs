@@ -74,6 +74,11 @@ pub(crate) const fn span(rows: usize, width: usize, stride: usize) -> usize {
     if rows == 0 || width == 0 { 0 } else { (rows - 1).saturating_mul(stride).saturating_add(width) }
 }
 
+/// Row t of rows that [`check_rows`] accepted; rows of no elements need no memory, wherever they would begin.
+pub(crate) fn row<T>(rows: &[T], t: usize, width: usize, stride: usize) -> &[T] {
+    if width == 0 { &[] } else { &rows[t * stride..][..width] }
+}
+
 /// The experts of a definition are the plan's, each with all of its factor.
 pub(crate) fn check_experts<A>(
     op: &'static str,

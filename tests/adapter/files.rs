@@ -62,7 +62,7 @@ pub fn raw_folder(config: &[u8], tensors: &[u8]) -> TempDir {
 pub fn config() -> Value {
     json!({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["up", "down"], "bias": "none",
         "lora_dropout": 0.1, "init_lora_weights": true, "rank_pattern": {}, "alpha_pattern": {}, "revision": null,
-        "loftq_config": {}, "megatron_core": "megatron.core", "use_dora": false, "qalora_group_size": 16})
+        "peft_version": "0.21.2", "loftq_config": {}, "megatron_core": "megatron.core", "use_dora": false, "qalora_group_size": 16})
 }
 
 /// `config()` with one key replaced.

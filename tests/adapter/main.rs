@@ -3,7 +3,11 @@
 mod files;
 mod hostile;
 mod ming;
+mod parameters;
 mod peft;
+mod phatgoose;
+mod torch;
+mod written;
 
 use files::{bf16_bytes, f16_bytes, f32_bytes};
 use half::{bf16, f16};

@@ -61,6 +61,25 @@ fn reads_a_shared_expert_of_several_ranks() {
 }
 
 #[test]
+fn a_single_expert_without_a_switch_is_a_plain_lora() {
+    let up = "model.layers.0.mlp.up_proj";
+    let name = |factor: &str| format!("{up}.experts.0.lora_{factor}_0.weight");
+    let single = [stored(&name("A"), &[2, 5]), stored(&name("B"), &[4, 2])];
+    let ming = read(&[checkpoint(""), single.to_vec()].concat()).unwrap();
+    assert!(ming.modules.keys().eq([GATE]) && ming.plain.keys().eq([up, QUERY]));
+    assert_eq!((ming.plain[up].a_bytes(), ming.top_k), (&single[0].bytes[..], None));
+    assert_eq!(refused(read(&[checkpoint(""), single[..1].to_vec()].concat())), up);
+}
+
+#[test]
+fn the_two_stage_form_is_refused() {
+    for stage in ["base", "orth"] {
+        let name = format!("{GATE}.{stage}.lora_A.weight");
+        assert_eq!(refused(read(&[checkpoint(""), vec![stored(&name, &[4, 5])]].concat())), name);
+    }
+}
+
+#[test]
 fn more_than_nine_experts_keep_their_numbers_order() {
     let mut tensors = vec![stored(&format!("{GATE}.switch.weight"), &[12, 5])];
     for i in 0..12 {

@@ -109,6 +109,39 @@ fn rank_pattern_sets_rank_and_scaling() {
     assert_eq!(scaling(&config, &stored, "layers.0.down"), (6.0 / 2f64.sqrt()) as f32);
 }
 
+/// Configs before 0.18 do not say which PEFT wrote them, and three rules were in use.
+#[test]
+fn patterns_that_older_versions_read_otherwise_need_a_version() {
+    let stored = [pair("layers.0.up", 3), pair("layers.0.down", 2)].concat();
+    let scaling = |rank: Value, alpha: Value, version: Value| {
+        let mut config = config_with("rank_pattern", rank);
+        config["alpha_pattern"] = alpha;
+        config["peft_version"] = version;
+        read(&config, &stored).map(|adapter| adapter.get("layers.0.up").unwrap().scaling())
+    };
+    let up = || json!({"up": 3});
+    for (alpha, want) in [
+        (json!({}), 2.0),
+        (json!({"up": 12}), 4.0),
+        (json!({"layers.0.up": 12}), 4.0),
+        (json!({r".*\.(up|gate)": 12}), 4.0),
+        (json!({"gate|up": 12}), 4.0),
+        (json!({"^layers.0.up": 12}), 4.0),
+    ] {
+        assert_eq!(scaling(up(), alpha.clone(), json!("0.18.0")).unwrap(), want, "{alpha}");
+        // Only where both have one key, or one of them none, did all versions agree.
+        let agreed = alpha == json!({}) || alpha == json!({"up": 12});
+        match scaling(up(), alpha.clone(), json!(null)) {
+            Ok(got) => assert!(agreed && got == want, "{alpha}: {got}"),
+            refusal => assert!(refused(refusal) == "peft_version" && !agreed, "{alpha}"),
+        }
+    }
+    // Alone, a key may be the whole path; alternatives without brackets and anchors were read otherwise.
+    let same = || json!({"layers.0.up": 3});
+    assert_eq!(scaling(same(), json!({"layers.0.up": 12}), json!(null)).unwrap(), 4.0);
+    assert_eq!(refused(scaling(json!({"gate|up": 3}), json!({}), json!(null))), "peft_version");
+}
+
 #[test]
 fn target_modules_select_as_peft_does() {
     let select = |targets: Value| read(&config_with("target_modules", targets), &tensors());

@@ -7,5 +7,7 @@ pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
+pub mod picture;
 pub mod retrieve;
+pub mod trace;
 pub mod verify;

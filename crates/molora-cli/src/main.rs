@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::{bench, demo, devices, forms, retrieve, verify};
+use molora_cli::{bench, demo, devices, forms, retrieve, trace, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -23,6 +23,7 @@ enum Command {
     Forms(forms::FormsArgs),
     Demo(demo::DemoArgs),
     Retrieve(retrieve::RetrieveArgs),
+    Trace(trace::TraceArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Forms(args) => forms::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
+        Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -32,13 +32,37 @@ fn a_file_that_is_no_model_is_refused() {
     refused(&["demo", "--model", manifest], &["Cargo.toml", "GGUF"]);
 }
 
+#[test]
+fn a_trace_is_counted_and_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (file, picture) = (path("trace.jsonl"), path("trace.svg"));
+    let mut trace = molora::trace::Trace::new(["law", "clinic"]);
+    trace.record("layers.3.up_proj", 1, &[1, 1, 0], &[1.0; 3]).unwrap();
+    trace.write_jsonl(std::fs::File::create(&file).unwrap()).unwrap();
+    for (options, cells) in [(&[][..], 1 + 2 + 3), (&["--kind", "shares"], 1 + 2)] {
+        let output = molora(&[&["trace", &file, "--json", "--picture", &picture], options].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let got: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(got["counters"][0]["name"], "clinic");
+        assert_eq!(got["counters"][0]["routes"], 2);
+        let svg = std::fs::read_to_string(&picture).unwrap();
+        assert_eq!(svg.matches("<rect").count(), cells, "background, legend where there is one, cells");
+        assert!(svg.contains("3 up"));
+    }
+    refused(&["trace", "not/there"], &["not/there"]);
+    refused(&["trace", &picture], &["trace.svg", "line 1"]);
+    refused(&["trace", &file, "--kind", "shares"], &["--picture"]);
+}
+
 /// The whole demo against the figures of an independent implementation.
 #[test]
 #[ignore = "fetches a model of 98 MB once and computes for a minute; run with --release"]
 fn demo_matches_expected() {
     let folder = tempfile::tempdir().unwrap();
-    let picture = folder.path().join("demo.svg");
-    let output = molora(&["demo", "--json", "--picture", picture.to_str().unwrap()]);
+    let (picture, trace) = (folder.path().join("demo.svg"), folder.path().join("demo.jsonl"));
+    let files = ["--picture", picture.to_str().unwrap(), "--trace", trace.to_str().unwrap()];
+    let output = molora(&[&["demo", "--json"][..], &files].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let got: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
 
@@ -62,4 +86,8 @@ fn demo_matches_expected() {
     assert_eq!(golden["router_lists_different"], 0);
     assert!(golden["max_router_weight_difference"].as_f64().unwrap() < 1e-4);
     assert!(std::fs::read_to_string(&picture).unwrap().contains("medexam"));
+    let trace = std::io::BufReader::new(std::fs::File::open(&trace).unwrap());
+    let trace = molora::trace::Trace::read_jsonl(trace).unwrap();
+    assert_eq!((trace.names().len(), trace.parts().len()), (5, 5));
+    assert_eq!(trace.tokens(), trace.parts().iter().map(|part| part.labels.len()).sum::<usize>());
 }

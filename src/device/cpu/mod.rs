@@ -1,4 +1,4 @@
-//! The CPU: SIMD chosen at run time, all cores through rayon, adapters packed once when they come.
+//! The CPU: SIMD chosen at run time, all cores, adapters packed once when they come.
 
 mod extension;
 mod kernels;
@@ -7,6 +7,7 @@ mod pool;
 mod product;
 mod rows;
 mod simd;
+mod team;
 mod weight;
 
 pub(crate) use extension::Extension;
@@ -22,34 +23,35 @@ pub use weight::Weight;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use rayon::prelude::*;
 use simd::Level;
 use std::ops::Range;
 use std::sync::Arc;
+use team::Team;
 
 /// The CPU as a device. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cpu {
     level: Level,
-    threads: Option<Arc<rayon::ThreadPool>>,
+    team: Arc<Team>,
 }
 
 /// Rows that one kernel call multiplies with rows: enough to reuse what is in cache, few enough for a stack.
 pub(crate) const DOT_ROWS: usize = 32;
 
+fn no_threads(error: std::io::Error) -> Error {
+    Error::Device { device: "cpu".into(), reason: error.to_string() }
+}
+
 impl Cpu {
-    /// The CPU with the widest SIMD that it has and rayon's global threads.
+    /// The CPU with the widest SIMD that it has and the process's threads, one for every processor, which all handles made
+    /// by this share. A call that finds them taken by another runs on its own thread alone.
     pub fn new() -> Result<Self> {
-        Ok(Self { level: Level::detect(), threads: None })
+        Ok(Self { level: Level::detect(), team: Team::of_process().map_err(no_threads)? })
     }
 
-    /// The CPU with `threads` threads of its own.
+    /// The CPU with `threads` threads of its own, the caller's among them; 0: one for every processor.
     pub fn with_threads(threads: usize) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Self { level: Level::detect(), threads: Some(Arc::new(pool)) })
+        Ok(Self { level: Level::detect(), team: Arc::new(Team::new(threads).map_err(no_threads)?) })
     }
 
     /// The SIMD in use and the number of threads.
@@ -59,7 +61,7 @@ impl Cpu {
 
     /// The number of threads.
     pub(crate) fn threads(&self) -> usize {
-        self.threads.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+        self.team.threads()
     }
 
     /// Columns of a packed panel.
@@ -69,14 +71,7 @@ impl Cpu {
 
     /// Runs `task(0..tasks)` on all threads.
     pub(crate) fn each(&self, tasks: usize, task: impl Fn(usize) + Send + Sync) {
-        if tasks <= 1 {
-            return (0..tasks).for_each(task);
-        }
-        let run = || (0..tasks).into_par_iter().for_each(&task);
-        match &self.threads {
-            Some(pool) => pool.install(run),
-            None => run(),
-        }
+        self.team.each(tasks, &task);
     }
 
     /// `out[m * stride + n] = finish(m, n, <x_m, w_n>)` for all rows m of x and the first `w_rows` n of w, in tiles over all
@@ -135,6 +130,11 @@ impl Cpu {
     /// `y = c (+ bias)` on this thread, rounded once.
     pub(crate) fn store_row<Y: Element>(&self, c: &[f32], bias: Option<&[Y]>, y: &mut [Y]) {
         kernels::terms::store_row(self.level, c, bias, y);
+    }
+
+    /// `sqrt(variance + epsilon)` of a row, on this thread.
+    pub(crate) fn deviation<X: Element>(&self, row: &[X], epsilon: f32) -> f32 {
+        kernels::deviation::deviation(self.level, row, epsilon)
     }
 
     /// `c = row` on this thread.

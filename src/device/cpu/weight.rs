@@ -32,13 +32,15 @@ impl Cpu {
         let expected = out_features.checked_mul(in_features).ok_or_else(too_large)?;
         crate::ops::check_len("pack", "weight", expected, weight.len())?;
         let columns = self.level.columns();
-        let mut packed = Lines::zeroed(out_features.div_ceil(columns) * columns * in_features);
+        let padded = out_features.checked_next_multiple_of(columns).ok_or_else(too_large)?;
+        let mut packed = Lines::zeroed(padded * in_features);
         let place = SharedMut::new(&mut packed);
-        self.each(out_features.div_ceil(columns), |panel| {
+        // Rows of no elements have nothing to pack, however many they are.
+        self.each(if in_features == 0 { 0 } else { padded / columns }, |panel| {
             // SAFETY: every panel is one task's.
             let out = unsafe { place.part(panel * columns * in_features, columns * in_features) };
             for (j, row) in
-                weight[panel * columns * in_features..].chunks(in_features.max(1)).take(columns).enumerate()
+                weight[panel * columns * in_features..].chunks(in_features).take(columns).enumerate()
             {
                 out[j..].iter_mut().step_by(columns).zip(row).for_each(|(place, &w)| *place = w);
             }

@@ -24,6 +24,8 @@ pub(crate) struct Binding<'a> {
     buffer: &'a wgpu::Buffer,
     /// Bytes of the buffer in use.
     range: Range<u64>,
+    /// The pool whose buffer it is, where it is one's.
+    pool: Option<&'a Pool>,
 }
 
 impl<'a> Binding<'a> {
@@ -35,6 +37,7 @@ impl<'a> Binding<'a> {
             access: Access::Read,
             buffer: view.buffer,
             range: view.bytes(),
+            pool: None,
         }
     }
 
@@ -45,7 +48,7 @@ impl<'a> Binding<'a> {
 
     /// Ids, read or written.
     pub(crate) fn ids(name: &'static str, access: Access, view: View<'a, i32>) -> Self {
-        Self { name, tensor: Tensor::Ids, access, buffer: view.buffer, range: view.bytes() }
+        Self { name, tensor: Tensor::Ids, access, buffer: view.buffer, range: view.bytes(), pool: None }
     }
 
     /// Rows of elements, read by fours where their places allow it.
@@ -58,7 +61,14 @@ impl<'a> Binding<'a> {
     /// A pool's A, whose rows start at multiples of eight elements.
     pub(crate) fn pool_a(name: &'static str, pool: &'a Pool) -> Self {
         let tensor = Tensor::Quads(pool.slots().sizes().element);
-        Self { name, tensor, access: Access::Read, buffer: pool.a(), range: 0..pool.a().size() }
+        Self {
+            name,
+            tensor,
+            access: Access::Read,
+            buffer: pool.a(),
+            range: 0..pool.a().size(),
+            pool: Some(pool),
+        }
     }
 
     /// A pool's B, likewise.
@@ -66,13 +76,17 @@ impl<'a> Binding<'a> {
         let (buffer, before) = (pool.table_and_b(), pool.table_bytes() as u64);
         let tensor = Tensor::Quads(pool.slots().sizes().element);
         let range = before.min(buffer.size())..buffer.size();
-        Self { name, tensor, access: Access::Read, buffer, range }
+        Self { name, tensor, access: Access::Read, buffer, range, pool: Some(pool) }
     }
 
     /// A pool's table, as `slots`.
     pub(crate) fn slots(pool: &'a Pool) -> Self {
         let range = 0..pool.table_bytes() as u64;
-        Self { range, ..Self::table("slots", "array<Slot>", Access::Read, pool.table_and_b()) }
+        Self {
+            range,
+            pool: Some(pool),
+            ..Self::table("slots", "array<Slot>", Access::Read, pool.table_and_b())
+        }
     }
 
     /// A pool's table and B in one binding: for kernels that would bind too many buffers otherwise.
@@ -87,7 +101,7 @@ impl<'a> Binding<'a> {
         access: Access,
         buffer: &'a wgpu::Buffer,
     ) -> Self {
-        Self { name, tensor: Tensor::Table(ty), access, buffer, range: 0..buffer.size() }
+        Self { name, tensor: Tensor::Table(ty), access, buffer, range: 0..buffer.size(), pool: None }
     }
 
     /// The status word.
@@ -203,6 +217,7 @@ impl Wgpu {
     fn check_bindings(&self, launch: &Launch, alignment: u64) -> Result<()> {
         let most = self.limits().max_storage_buffer_binding_size;
         for (i, binding) in launch.bindings.iter().enumerate() {
+            binding.pool.map_or(Ok(()), |pool| pool.check_device(launch.op, self))?;
             if !binding.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
                 let got = format!("{:?}", binding.buffer.usage());
                 return Err(Error::argument(launch.op, binding.name, "a buffer with the usage STORAGE", got));

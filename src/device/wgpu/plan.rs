@@ -44,8 +44,8 @@ impl Plan {
         self.epoch
     }
 
-    /// Bytes of device memory that a plan of these sizes takes.
+    /// Bytes of device memory that a plan of these sizes takes; absurd sizes saturate.
     pub fn bytes(sizes: &Sizes) -> u64 {
-        Layout::new(sizes, &SHAPE).words as u64 * 4
+        (Layout::new(sizes, &SHAPE).words as u64).saturating_mul(4)
     }
 }

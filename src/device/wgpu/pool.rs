@@ -80,9 +80,13 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The device whose memory it is.
-    pub(crate) fn wgpu(&self) -> &Wgpu {
-        &self.wgpu
+    /// Refuses a pool of another device, whose buffers this one cannot bind.
+    pub(crate) fn check_device(&self, op: &'static str, wgpu: &Wgpu) -> Result<()> {
+        if self.wgpu.shares_device(wgpu) {
+            return Ok(());
+        }
+        let expected = format!("a pool on {}", wgpu.describe());
+        Err(Error::argument(op, "pool", expected, "one of another device"))
     }
 
     /// Slots, free ranks and the clock.

@@ -74,12 +74,12 @@ impl MoeBlock<Cuda> {
         let BlockRouting { topk_ids, lora_ids, topk_weights } = *routing;
         let w = workspace;
         cuda.check_streams(OP, [("workspace", w.h.stream())])?;
-        let routes = shapes.experts.routes();
-        let (up_h, down_h) = (routes * shapes.gate_up_shrink.h_stride, routes * shapes.down_shrink.h_stride);
-        let (act_len, scratch_len) = (routes * shapes.gate_up.y_stride, routes * shapes.down.out_features);
+        let of = |columns: usize| shapes.experts.routes().saturating_mul(columns);
+        let (up_h, down_h) = (of(shapes.gate_up_shrink.h_stride), of(shapes.down_shrink.h_stride));
+        let (act_len, scratch_len) = (of(shapes.gate_up.y_stride), of(shapes.down.out_features));
         for (name, needed, held) in [
             ("workspace.h", up_h.max(down_h), w.h.len()),
-            ("workspace.act", act_len * size_of::<X>(), w.act.len()),
+            ("workspace.act", act_len.saturating_mul(size_of::<X>()), w.act.len()),
             ("workspace.scratch", scratch_len, w.scratch.len()),
         ] {
             if held < needed {

@@ -1,6 +1,6 @@
 //! The block on WebGPU: the same call, recorded into the engine's encoder.
 
-use super::{BlockRouting, BlockRows, BlockWeights, MoeBlock, check_pools};
+use super::{BlockRouting, BlockRows, BlockWeights, MoeBlock, OP, check_pools};
 use crate::device::wgpu::{self as device, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
@@ -22,6 +22,8 @@ impl MoeBlock<Wgpu> {
     /// has a status word of its own.
     pub fn new(wgpu: &Wgpu, experts: usize, gate_up: device::Pool, down: device::Pool) -> Result<Self> {
         check_pools(gate_up.slots(), down.slots())?;
+        gate_up.check_device(OP, wgpu)?;
+        down.check_device(OP, wgpu)?;
         let device = wgpu.with_own_status();
         let markers = device::Pool::markers(wgpu, experts)?;
         Ok(Self { device, experts, gate_up, down, markers })

@@ -61,6 +61,10 @@ pub struct Limits {
     pub plan_launches: usize,
     /// Most rows of A in the dense form's first product; 0 where the device has no dense form.
     pub dense_rows: usize,
+    /// Why the device does not take the dense form for the problem, where it does not.
+    pub dense_refused: Option<&'static str>,
+    /// Why the dense form is taken only where it is demanded, where it is so.
+    pub dense_on_demand: Option<&'static str>,
     /// Most scores of a router in the dense form's first product; beyond it routing is a launch of its own.
     pub dense_experts: usize,
     /// Whether the device has the sparse form.
@@ -114,7 +118,7 @@ impl Problem {
     }
 
     fn routes(&self) -> f64 {
-        if self.live == 0 { 0.0 } else { (self.tokens * self.top_k) as f64 }
+        if self.live == 0 { 0.0 } else { self.tokens as f64 * self.top_k as f64 }
     }
 
     /// x and weight read, y written.
@@ -151,7 +155,7 @@ impl Problem {
         }
         let rows = self.tokens.min(limits.tile_tokens);
         let tiles = self.tokens.div_ceil(limits.tile_tokens) as f64;
-        let steps = self.active((rows * self.top_k) as f64) * (rank / step).ceil();
+        let steps = self.active(rows as f64 * self.top_k as f64) * (rank / step).ceil();
         tiles * limits.tile_tokens as f64 * steps * step * self.out_features as f64
     }
 
@@ -160,10 +164,15 @@ impl Problem {
         let (base, shrink, expand) = (self.base(), self.shrink(), self.expand());
         let routing = usize::from(self.router_experts > 0);
         let planned = routing + limits.plan_launches;
+        if form == Form::Dense
+            && let Some(why) = limits.dense_refused
+        {
+            return Err(why.into());
+        }
         match form {
             Form::Beside if self.packed => Err("a packed output has no separate expand".into()),
             Form::Beside => {
-                let y = 2.0 * (self.tokens * self.out_features * self.x.bytes()) as f64;
+                let y = 2.0 * self.tokens as f64 * self.out_features as f64 * self.x.bytes() as f64;
                 Ok((vec![base, shrink, Work { bytes: expand.bytes + y, ..expand }], planned))
             }
             Form::Sparse if self.packed && self.output == Output::RankSum => {
@@ -232,7 +241,11 @@ impl Problem {
 /// # Errors
 /// A demanded form that is not offered.
 pub fn choose(problem: &Problem, limits: &Limits, demanded: Option<Form>) -> crate::Result<Choice> {
-    let costs = Form::ALL.map(|form| (form, problem.cost(form, limits))).to_vec();
+    let cost = |form: Form| match limits.dense_on_demand {
+        Some(why) if form == Form::Dense && demanded != Some(form) => Err(format!("only on demand: {why}")),
+        _ => problem.cost(form, limits),
+    };
+    let costs = Form::ALL.map(|form| (form, cost(form))).to_vec();
     let offered = || costs.iter().filter_map(|(form, cost)| Some((*form, cost.as_ref().ok()?.seconds)));
     let form = match demanded {
         // A number of tokens must not change the form: the first of these that there is, whatever it costs.
@@ -309,6 +322,8 @@ mod tests {
             few_launches: 1,
             plan_launches: 1,
             dense_rows: 512,
+            dense_refused: None,
+            dense_on_demand: None,
             dense_experts: 64,
             sparse: true,
             batch_invariant: false,
@@ -340,6 +355,13 @@ mod tests {
         assert!(choose(&problem(), &limits(), Some(Form::Beside)).unwrap().forced);
         let refused = choose(&problem(), &limits(), Some(Form::Few)).unwrap_err().to_string();
         assert!(refused.contains("few: 256 tokens, at most 16"), "{refused}");
+        let limits_of =
+            |refused, on_demand| Limits { dense_refused: refused, dense_on_demand: on_demand, ..limits() };
+        let (never, asked) = (limits_of(Some("so it is"), None), limits_of(None, Some("so it is")));
+        let refused = choose(&problem(), &never, Some(Form::Dense)).unwrap_err().to_string();
+        assert!(refused.contains("dense: so it is"), "{refused}");
+        assert_eq!(choose(&problem(), &asked, None).unwrap().form, Form::Sparse);
+        assert_eq!(choose(&problem(), &asked, Some(Form::Dense)).unwrap().form, Form::Dense);
         let text = choose(&problem(), &limits(), None).unwrap().to_string();
         assert!(text.starts_with("dense\n") && text.contains("few    not offered"), "{text}");
     }
@@ -359,6 +381,12 @@ mod tests {
         let beside = p.cost(Form::Beside, &limits()).unwrap();
         assert!((beside.bytes - sparse.bytes - 2.0 * 512.0 * 4096.0 * 2.0).abs() < 1.0, "y back and forth");
         assert_eq!((dense.launches, sparse.launches, beside.launches), (2, 2, 3));
+    }
+
+    #[test]
+    fn absurd_sizes_cost_much_and_overflow_nothing() {
+        let huge = Problem { tokens: usize::MAX, top_k: usize::MAX, out_features: usize::MAX, ..problem() };
+        assert!(choose(&huge, &limits(), None).unwrap().costs.iter().any(|(_, cost)| cost.is_ok()));
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! Fused on the CPU.
 
-use super::{OP, Sizes, cost};
+use super::{OP, Sizes, check_concat, check_gate_router, cost};
 use crate::device::cpu::{B_COLUMNS, Cpu, Extension, Out, Pool, SharedMut, Tiles, Weight};
 use crate::element::{Element, ElementType};
-use crate::error::Result;
-use crate::ops::fused::check_gate_router;
+use crate::error::{Error, Result};
 use crate::ops::plan::{self, Plan};
 use crate::ops::route::{self, CpuRouter, Rule, Weighting};
-use crate::ops::{check_rows, shrink};
+use crate::ops::{Output, check_rows, row, shrink};
 use half::{bf16, f16};
 
 /// The owner of a row of the pool that belongs to no adapter.
@@ -31,6 +30,9 @@ impl Cpu {
             few_launches: 3,
             plan_launches: 0,
             dense_rows: 1024,
+            dense_refused: None,
+            // A token's bits depend on neither its batch nor the form that its size would choose.
+            dense_on_demand: Some("its sums have an order of their own"),
             dense_experts: 0,
             sparse: true,
             batch_invariant: false,
@@ -161,7 +163,7 @@ impl Cpu {
         sizes.check_z(slots, z.len(), sizes.routes(), sizes.routes())?;
         let rows = slots.used_rows();
         let x = self.fused_tiles(sizes, x);
-        let z = Tiles::new(self, [sizes.tokens], rows, |t| &z[t * sizes.h_stride..][..rows]);
+        let z = Tiles::new(self, [sizes.tokens], rows, |t| row(z, t, rows, sizes.h_stride));
         let out = Out { stride: sizes.y_stride, bias, y: SharedMut::new(y) };
         self.products(weight, &x, &out, Some(pool), |part, sums| match slots.sizes().element {
             ElementType::F32 => self.extend::<f32>(&z, pool, part, sums),
@@ -190,6 +192,9 @@ impl Cpu {
     ) -> Result<()> {
         let Sizes { tokens, top_k, in_features, x_stride, h_stride, output, .. } = *sizes;
         self.check_fused(sizes, pool, weight, bias, x, y)?;
+        if output != Output::Sum {
+            return Err(Error::argument(OP, "output", "sum for the few form", output.name()));
+        }
         sizes.check_h(None, pool.slots().max_rank(), h.len(), topk_weights.len())?;
         let experts = pool.slots().sizes().experts;
         let plan = self.plan(&plan::Sizes { tokens, top_k, experts }, pool, topk_ids)?;
@@ -204,6 +209,9 @@ impl Cpu {
     ///
     /// The better choice only where the engine's GEMM beats [`Cpu::base`] (other instructions than AVX-512, AVX2 or NEON can
     /// give, such as a matrix unit) and its adapters seldom change: the rows must be made anew whenever one comes or goes.
+    ///
+    /// # Errors
+    /// Sizes that do not fit, a packed pool, adapters of another element type than the weight's.
     pub fn fused_concat<X: Element>(
         &self,
         pool: &Pool,
@@ -212,19 +220,11 @@ impl Cpu {
         concat: &mut [X],
     ) -> Result<()> {
         let slots = pool.slots();
-        let (inputs, outputs) = (slots.sizes().in_features, slots.sizes().out_features);
-        slots.check_not_packed(OP)?;
-        crate::ops::check_len(OP, "weight", inputs * outputs, weight.len())?;
-        check_rows(OP, "row", (outputs, inputs + slots.used_rows(), row_stride), concat.len())?;
-        let rows = concat.chunks_mut(row_stride.max(1));
-        for (o, (row, from)) in rows.zip(weight.chunks(inputs)).enumerate() {
+        check_concat(slots, X::TYPE, weight.len(), row_stride, concat.len())?;
+        let inputs = slots.sizes().in_features;
+        for (o, (row, from)) in concat.chunks_mut(row_stride).zip(weight.chunks(inputs)).enumerate() {
             row[..inputs].copy_from_slice(from);
-            let experts = &mut row[inputs..][..slots.used_rows()];
-            match slots.sizes().element {
-                ElementType::F32 => column::<f32, X>(pool, o, experts),
-                ElementType::F16 => column::<f16, X>(pool, o, experts),
-                ElementType::Bf16 => column::<bf16, X>(pool, o, experts),
-            }
+            column(pool, o, &mut row[inputs..][..slots.used_rows()]);
         }
         Ok(())
     }
@@ -248,11 +248,11 @@ impl Cpu {
     }
 }
 
-/// Column o of B transposed.
-fn column<B: Element, X: Element>(pool: &Pool, o: usize, to: &mut [X]) {
-    for (_, panel) in pool.b_panels::<B>(o..o + 1) {
+/// Column o of B transposed, of a pool of X's elements.
+fn column<X: Element>(pool: &Pool, o: usize, to: &mut [X]) {
+    for (_, panel) in pool.b_panels::<X>(o..o + 1) {
         let values = panel[o % B_COLUMNS..].iter().step_by(B_COLUMNS);
-        to.iter_mut().zip(values).for_each(|(to, b)| *to = X::from_f32(b.to_f32()));
+        to.iter_mut().zip(values).for_each(|(to, b)| *to = *b);
     }
 }
 

@@ -54,8 +54,8 @@ impl Cuda {
     /// What the cost model knows of this device.
     pub fn fused_limits(&self, problem: &cost::Problem) -> cost::Limits {
         let has_mma = self.offer().has_mma(problem.x, problem.adapters);
-        // z in 16 bits is rounded, which separate launches do with h on tensor cores alone.
-        let dense = has_mma || problem.x == ElementType::F32;
+        // z has x's element, to which separate launches round h on tensor cores alone.
+        let exact = has_mma || problem.x == ElementType::F32;
         cost::Limits {
             bandwidth: 2e12,
             rate: if has_mma { 2e14 } else { 2e13 },
@@ -65,7 +65,9 @@ impl Cuda {
             few_tokens: super::few_cuda::most_tokens(problem.top_k),
             few_launches: 1,
             plan_launches: 1,
-            dense_rows: if dense { GATE_ROWS as usize } else { 0 },
+            dense_rows: GATE_ROWS as usize,
+            dense_refused: (!exact).then_some("z in 16 bits would round what separate launches do not"),
+            dense_on_demand: (problem.x == ElementType::F16).then_some("z may leave the range of f16"),
             dense_experts: GATE_EXPERTS as usize,
             sparse: true,
             batch_invariant: self.offer().batch_invariant,

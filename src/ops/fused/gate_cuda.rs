@@ -1,13 +1,13 @@
 //! The dense form's first product on CUDA, and the rows that let an engine compute the second one itself.
 
-use super::{OP, Sizes};
+use super::{OP, Sizes, check_concat};
 use crate::device::cuda::params::{ConcatParams, GATE_EXPERTS, GATE_ROWS, GateParams, type_word};
 use crate::device::cuda::{self, Cuda, Entry, Kernel, Launch, Offer, Pool, View, ViewMut};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::fused::check_gate_router;
 use crate::ops::route::{self, CudaRouter, Rule, Weighting};
-use crate::ops::{Form, check_equal, check_len, check_routes, check_rows, live_tokens_address, span, word};
+use crate::ops::{Form, check_equal, check_routes, check_rows, live_tokens_address, span, word};
 
 /// Most rows of A of one launch.
 pub const MAX_ROWS: usize = GATE_ROWS as usize;
@@ -73,6 +73,8 @@ impl Cuda {
     ///
     /// z may be columns of x's own rows behind `in_features` (`[x | z]`, see [`Cuda::fused_concat`]), with x's stride. Where
     /// its rows have room, z's columns are zeros up to the next multiple of 8. A token's bits do not depend on its batch.
+    ///
+    /// In f16, z beyond 65,504 is infinite, and its token's row of y with it: no other form has that limit.
     ///
     /// Ids mean the adapters that are in the pool when the launch runs; columns are those of the pool when it was enqueued.
     /// Tokens from `live_tokens` on are neither read nor written. The status word tells of ids out of range, empty slots,
@@ -184,15 +186,9 @@ impl Cuda {
     ) -> Result<()> {
         let (slots, columns) = (pool.slots(), pool.slots().used_rows());
         let (inputs, outputs) = (slots.sizes().in_features, slots.sizes().out_features);
-        slots.check_not_packed(OP)?;
-        if slots.sizes().element != X::TYPE {
-            let expected = format!("{}, the weight's", X::TYPE);
-            return Err(Error::argument(OP, "pool's element", expected, slots.sizes().element));
-        }
-        check_len(OP, "weight", inputs.saturating_mul(outputs), weight.len())?;
-        check_rows(OP, "row", (outputs, inputs + columns, row_stride), concat.len())?;
+        check_concat(slots, X::TYPE, weight.len(), row_stride, concat.len())?;
         pool.check_stream(OP, self)?;
-        self.check_streams(OP, [("weight", weight.stream()), ("row", concat.stream())])?;
+        self.check_streams(OP, [("weight", weight.stream()), ("concat", concat.stream())])?;
         let (launch, weight_blocks) = concat_grid(inputs, outputs, columns);
         let params = ConcatParams {
             weight: weight.address(),

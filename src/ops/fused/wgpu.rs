@@ -14,6 +14,8 @@ use crate::ops::word;
 pub use dense::{GATE_EXPERTS, GATE_TOP_K};
 pub use few::FEW_TOKENS;
 
+const _: () = assert!(GATE_TOP_K == 8, "as the reason for no dense form says");
+
 /// A weight's bias, spelt where there is none.
 const NO_BIAS: &str = "fn bias_of(o: u32) -> f32 { return 0.0; }\n";
 const BIAS: &str = "fn bias_of(o: u32) -> f32 { return bias_at(o); }\n";
@@ -26,7 +28,6 @@ impl Wgpu {
         let software = self.info().device_type == wgpu::DeviceType::Cpu;
         let (bandwidth, rate, launch_s) = if software { (5e9, 3e9, 5e-5) } else { (5e11, 5e12, 1e-5) };
         // Every block of the pool's rows routes for itself: the dense form is for few of them.
-        let dense_rows = if problem.top_k <= GATE_TOP_K { 512 } else { 0 };
         cost::Limits {
             bandwidth,
             rate,
@@ -36,7 +37,9 @@ impl Wgpu {
             few_tokens: FEW_TOKENS,
             few_launches: 2,
             plan_launches: 3,
-            dense_rows,
+            dense_rows: 512,
+            dense_refused: (problem.top_k > GATE_TOP_K).then_some("top_k is above 8"),
+            dense_on_demand: None,
             dense_experts: GATE_EXPERTS,
             sparse: true,
             batch_invariant: self.is_batch_invariant(),

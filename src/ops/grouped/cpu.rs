@@ -1,11 +1,11 @@
 //! Grouped on the CPU: the rows of every base expert gathered as the plan sorts them, times that expert's panels.
 
-use super::{Lens, OP, Rows, Sizes};
+use super::{Lens, OP, Rows, Sizes, check_loras, check_pool};
 use crate::device::cpu::{
     Cpu, Extension, Lines, Part, Pool, SharedMut, Sums, TASKS_A_THREAD, Terms, Tiles, Weight, with_scratch,
 };
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::check_equal;
 use crate::ops::plan::Plan;
 use std::ops::Range;
@@ -54,13 +54,12 @@ impl Cpu {
             y: y.len(),
         };
         sizes.check(slots.max_rank(), &lens)?;
+        check_pool(sizes, slots)?;
         weight.check(OP, self, sizes.experts * sizes.out_features, sizes.in_features)?;
         check_equal(OP, "plan.tokens", sizes.tokens, plan.sizes().tokens)?;
         check_equal(OP, "plan.top_k", sizes.top_k, plan.sizes().top_k)?;
         check_equal(OP, "plan.experts", sizes.experts, plan.sizes().experts)?;
-        check_equal(OP, "pool.in_features", sizes.in_features, slots.sizes().in_features)?;
-        check_equal(OP, "pool.out_features", sizes.out_features, slots.sizes().out_features)?;
-        check_loras(sizes, pool, lora_ids)?;
+        check_loras(sizes.top_k, lora_ids, |id| slots.slots().get(id).is_some_and(|slot| slot.rank > 0))?;
         if sizes.rows == Rows::Combined {
             plan.check_weights(OP, topk_weights)?;
         }
@@ -80,21 +79,6 @@ impl Cpu {
             Rows::Combined => call.combined(topk_weights, y),
         }
         Ok(())
-    }
-}
-
-/// Refuses ids that are neither -1 nor a slot that holds an adapter.
-fn check_loras(sizes: &Sizes, pool: &Pool, lora_ids: &[i32]) -> Result<()> {
-    let slots = pool.slots().slots();
-    let live =
-        |id: i32| id == -1 || usize::try_from(id).is_ok_and(|id| slots.get(id).is_some_and(|s| s.rank > 0));
-    match lora_ids.iter().position(|&id| !live(id)) {
-        None => Ok(()),
-        Some(n) => {
-            let argument = format!("lora_ids[{}, {}]", n / sizes.top_k, n % sizes.top_k);
-            let expected = "-1 or the id of a slot that holds an adapter";
-            Err(Error::argument(OP, argument, expected, lora_ids[n]))
-        }
     }
 }
 

@@ -148,6 +148,10 @@ impl Rule {
         }
         let mut chosen = 0;
         for e in (0..experts).filter(|&e| allowed(e)) {
+            // Most are worse than the worst of a full list.
+            if chosen == self.top_k && (chosen == 0 || scores[e] <= scores[ids[chosen - 1] as usize]) {
+                continue;
+            }
             // Insertion into a list sorted best first; an equal score stays behind the lower expert.
             let better = |&i: &i32| scores[e] > scores[i as usize];
             let place = ids[..chosen].iter().position(better).unwrap_or(chosen);

@@ -4,29 +4,28 @@ pub mod files;
 pub mod gates;
 pub mod golden;
 pub mod perplexity;
-pub mod picture;
 pub mod prompt;
 pub mod report;
 pub mod systems;
-pub mod trace;
 
 use crate::engine::linear::Seen;
 use crate::engine::mixture::Mixture;
 use crate::engine::model::{Model, Pass};
 use crate::engine::setting::Setting;
 use crate::engine::tokenizer::Text;
+use crate::picture::{self, Kind};
+use crate::trace;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use golden::Golden;
 use indicatif::{ProgressBar, ProgressStyle};
 use molora::host::Device;
+use molora::trace::Trace;
 use perplexity::HeldOut;
-use picture::Section;
 use prompt::{Answer, Sampling};
 use report::Report;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use trace::Trace;
 
 /// Tokens of each domain in the picture of a run without a prompt.
 const PICTURE_TOKENS: usize = 20;
@@ -82,6 +81,9 @@ pub struct DemoArgs {
     /// Where to draw which experts each token took
     #[arg(long, value_name = "FILE", default_value = "molora-demo.svg")]
     pub picture: PathBuf,
+    /// Where to write the picture's choices as JSON lines, for `molora trace`
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -172,7 +174,7 @@ impl Demo {
         let evaluation = perplexity::evaluate(&mut self.model, &held_out, &self.settings, &bar)?;
         bar.finish_and_clear();
         tracing::info!("{} tokens in {:.1} s", evaluation.tokens, evaluation.time.as_secs_f64());
-        self.draw_openings(&held_out, &args.picture)?;
+        self.draw_openings(&held_out, args)?;
         Ok((Report::new(&self.device, evaluation, golden, self.model.forms()), expected))
     }
 
@@ -182,34 +184,30 @@ impl Demo {
     }
 
     /// The picture of a run without a prompt: the first tokens of each domain.
-    fn draw_openings(&mut self, held_out: &HeldOut, path: &Path) -> Result<()> {
+    fn draw_openings(&mut self, held_out: &HeldOut, args: &DemoArgs) -> Result<()> {
         let setting = self.routed();
-        let mut trace = Trace::default();
-        let mut sections = Vec::new();
+        let mut trace = Trace::new(&self.experts);
         for (domain, sequences) in held_out {
             let ids = &sequences[0][..sequences[0].len().min(PICTURE_TOKENS)];
             let x = self.model.embed(&[ids])?;
-            let mut observe = |seen: Seen| {
-                trace.record(&seen);
-                Ok(())
-            };
+            let mut observe = |seen: Seen| seen.record(&mut trace);
             let mut pass = Pass { setting: &setting, cache: None, observer: Some(&mut observe) };
             self.model.run(0..self.model.config().layers, x, &mut pass)?;
-            sections.push(Section { title: format!("held-out {domain}"), labels: self.labels(ids)? });
+            trace.add_part(format!("held-out {domain}"), self.labels(ids)?);
         }
-        self.draw(path, &sections, &trace)
+        self.draw(args, &trace)
     }
 
     fn labels(&self, ids: &[u32]) -> Result<Vec<String>> {
         ids.iter().map(|&id| self.text.decode(&[id])).collect()
     }
 
-    fn draw(&self, path: &Path, sections: &[Section], trace: &Trace) -> Result<()> {
+    fn draw(&self, args: &DemoArgs, trace: &Trace) -> Result<()> {
         let title =
             "The expert that each linear took first for each token (pale: the second weighs almost as much)";
-        picture::draw(path, title, sections, trace, &self.experts)?;
-        tracing::info!("picture: {}", path.display());
-        Ok(())
+        picture::draw(&args.picture, Kind::Tokens, title, trace)?;
+        tracing::info!("picture: {}", args.picture.display());
+        args.trace.as_deref().map_or(Ok(()), |path| trace::write(path, trace).context("--trace"))
     }
 
     fn answer(&mut self, args: &DemoArgs, prompt: &str) -> Result<()> {
@@ -225,20 +223,27 @@ impl Demo {
         if !args.json {
             show(prompt);
         }
-        let answer = prompt::answer(&mut self.model, &self.text, prompt, &setting, &sampling, |text| {
-            if !args.json {
-                show(text);
-            }
-        })?;
-        let fed = answer.trace.tokens();
-        let sections = [
-            Section { title: "prompt".to_owned(), labels: self.labels(&answer.ids[..answer.prompt_tokens])? },
-            Section {
-                title: "answer".to_owned(),
-                labels: self.labels(&answer.ids[answer.prompt_tokens..fed])?,
+        let mut answer = prompt::answer(
+            &mut self.model,
+            &self.text,
+            &self.experts,
+            prompt,
+            &setting,
+            &sampling,
+            |text| {
+                if !args.json {
+                    show(text);
+                }
             },
-        ];
-        self.draw(&args.picture, &sections, &answer.trace)?;
+        )?;
+        let fed = answer.trace.tokens();
+        for (title, ids) in [
+            ("prompt", &answer.ids[..answer.prompt_tokens]),
+            ("answer", &answer.ids[answer.prompt_tokens..fed]),
+        ] {
+            answer.trace.add_part(title, self.labels(ids)?);
+        }
+        self.draw(args, &answer.trace)?;
         if args.json {
             println!("{}", serde_json::to_string_pretty(&self.answer_json(&answer, &setting))?);
         } else {
@@ -248,7 +253,7 @@ impl Demo {
     }
 
     fn answer_json(&self, answer: &Answer, setting: &Setting) -> serde_json::Value {
-        let shares = answer.trace.shares(self.experts.len(), 0);
+        let shares = trace::first_shares(&answer.trace);
         let shares: serde_json::Map<_, _> =
             self.experts.iter().cloned().zip(shares.into_iter().map(serde_json::Value::from)).collect();
         serde_json::json!({
@@ -279,7 +284,7 @@ impl Demo {
             answer.ids.len() - answer.prompt_tokens,
             tokens_per_second(answer),
             report::forms(&self.model.forms()),
-            part("First choices over all linears and tokens", answer.trace.shares(self.experts.len(), 0)),
+            part("First choices over all linears and tokens", trace::first_shares(&answer.trace)),
         )
     }
 }

@@ -1,12 +1,12 @@
 //! Answers a prompt with the routed mixture.
 
-use super::trace::Trace;
 use crate::engine::host::with_slice;
 use crate::engine::linear::Seen;
 use crate::engine::model::{Model, Pass};
 use crate::engine::setting::Setting;
 use crate::engine::tokenizer::Text;
 use anyhow::{Result, ensure};
+use molora::trace::Trace;
 use std::time::{Duration, Instant};
 
 /// How to answer.
@@ -39,6 +39,7 @@ pub struct Answer {
 pub fn answer(
     model: &mut Model,
     text: &Text,
+    experts: &[String],
     prompt: &str,
     setting: &Setting,
     sampling: &Sampling,
@@ -51,16 +52,13 @@ pub fn answer(
     ensure!(room > 0, "--prompt: expected fewer than {} tokens, got {prompt_tokens}", model.config().context);
     let mut random = Random(sampling.seed);
     let mut cache = model.cache();
-    let mut trace = Trace::default();
+    let mut trace = Trace::new(experts);
     let (start, mut prompt_time) = (Instant::now(), Duration::ZERO);
     let mut answer = String::new();
     for step in 0..sampling.max_tokens.min(room) {
         let fed = cache.tokens();
         let x = model.embed(&[&ids[fed..]])?;
-        let mut observe = |seen: Seen| {
-            trace.record(&seen);
-            Ok(())
-        };
+        let mut observe = |seen: Seen| seen.record(&mut trace);
         let mut pass = Pass { setting, cache: Some(&mut cache), observer: Some(&mut observe) };
         let h = model.run(0..model.config().layers, x, &mut pass)?;
         cache.advance(ids.len() - fed);

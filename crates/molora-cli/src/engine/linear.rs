@@ -8,6 +8,7 @@ use super::setting::{Routing, Setting};
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use molora::host::Device as LoraDevice;
+use molora::trace::Trace;
 
 /// What an observer sees of one linear with experts.
 pub struct Seen<'a> {
@@ -21,6 +22,14 @@ pub struct Seen<'a> {
     pub x: &'a [f32],
     /// The experts that it took.
     pub routing: &'a Routing,
+}
+
+impl Seen<'_> {
+    /// Appends the experts to a trace.
+    pub fn record(&self, trace: &mut Trace) -> Result<()> {
+        let name = format!("layers.{}.{}", self.layer, self.projection.name());
+        trace.record(&name, self.routing.top_k, &self.routing.ids, &self.routing.weights).context("trace")
+    }
 }
 
 /// Called after every linear with experts.

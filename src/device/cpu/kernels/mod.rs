@@ -1,6 +1,7 @@
 //! The kernels of every operation on the CPU: rows times rows ([`dot`]: scores, shrink), rows times packed columns
 //! ([`panel`]: every frozen weight), weighted sums of rows ([`terms`]: the experts' B).
 
+pub(super) mod deviation;
 pub(super) mod dot;
 pub(super) mod pack;
 pub(super) mod panel;

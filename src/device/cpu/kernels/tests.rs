@@ -20,7 +20,7 @@ fn dots<X: Element, W: Element>() {
             let (x, w): (Vec<X>, Vec<W>) = (values(1, m * k), values(2, n * k));
             let (xs, ws): (Vec<&[X]>, Vec<&[W]>) = (x.chunks(k).collect(), w.chunks(k).collect());
             let mut out = vec![f32::NAN; m * n];
-            dot_rows(level, &xs, Matrix::row_major(&w, k), 0..n, &mut out);
+            dot_rows(level, &xs, Matrix { data: &w, row: k, block: INNER }, 0..n, &mut out);
             // The same in blocks, the rows two places on.
             let mut blocks = vec![W::zeroed(); k.div_ceil(INNER) * (n + 2) * INNER];
             for (i, &v) in w.iter().enumerate() {
@@ -112,6 +112,20 @@ fn packed_rows_are_the_rows() {
             for (i, &v) in out.iter().enumerate() {
                 assert_eq!(v, rows[i % m][i / m].to_f32(), "{} {m}x{k}", level.name());
             }
+        }
+    }
+}
+
+#[test]
+fn deviations_are_those_of_the_formula() {
+    for level in Level::all() {
+        for n in [0, 1, 2, 15, 63, 64, 65, 200, 4099] {
+            let row: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 3.0 + 5.0).collect();
+            let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / (n.max(1) as f64);
+            let squares = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>();
+            let want = (squares / n.max(1) as f64 + 1e-5).sqrt();
+            let got = f64::from(super::deviation::deviation(level, &row, 1e-5));
+            assert!((got - want).abs() <= 2e-6 * want, "{} {n}: {got} {want}", level.name());
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What the shared table of cases does not ask: refusals, bits, the engine's own product, experts that were not chosen.
 
-use super::super::Sizes;
+use super::super::{Form, Sizes, definition};
 use crate::adapter::{Lora, slots::PoolSizes};
 use crate::device::cpu::{Cpu, Pool, Weight};
 use crate::element::ElementType;
 use crate::error::Result;
-use crate::ops::{Output, plan, shrink};
+use crate::layer::{MoeLora, Router};
+use crate::ops::{Expert, Output, plan, shrink};
 
 const IN: usize = 300;
 const OUT: usize = 70;
@@ -164,4 +165,133 @@ fn refused_calls_leave_y_alone() {
     let expected = "fused: weight.in_features: expected 300, got 299";
     assert_eq!(refused.unwrap_err().to_string(), expected);
     assert!(y.iter().all(|&y| y == 7.0));
+}
+
+/// z of a pool without adapters has no columns, and so needs no elements, wherever its rows would begin.
+#[test]
+fn an_empty_pool_has_an_empty_z() {
+    let (mut setup, tokens) = (Setup::new(), 3);
+    [0, 2, 3].into_iter().for_each(|slot| setup.pool.evict(slot).unwrap());
+    let (x, mut y, mut base) = (noise(50, tokens * IN), vec![0f32; tokens * OUT], vec![0f32; tokens * OUT]);
+    let (mut ids, mut weights) = (vec![-1; tokens * TOP_K], vec![0f32; tokens * TOP_K]);
+    let Setup { cpu, pool, weight } = &setup;
+    for h_stride in [0, 8, usize::MAX] {
+        let sizes = setup.sizes(tokens, h_stride);
+        cpu.fused_gate::<_, f32>(&sizes, pool, None, &x, &mut ids, &mut weights, &mut []).unwrap();
+        cpu.fused_dense::<_, f32>(&sizes, pool, weight, None, &x, &[], &mut y).unwrap();
+        setup.sparse(&ids, &weights, &x, &mut base).unwrap();
+        assert_eq!(y, base);
+    }
+}
+
+#[test]
+fn few_is_the_same_form_on_every_device() {
+    let (setup, tokens) = (Setup::new(), 2);
+    let ((ids, weights), x) = (routing(tokens), noise(50, tokens * IN));
+    let sizes = Sizes { output: Output::RankSum, ..setup.sizes(tokens, 16) };
+    let (mut h, mut y) = (vec![0f32; tokens * TOP_K * 16], vec![7f32; tokens * OUT]);
+    let Setup { cpu, pool, weight } = &setup;
+    let refused = cpu.fused_few(&sizes, pool, weight, None, &x, &ids, &weights, &mut h, &mut y);
+    let expected = "fused: output: expected sum for the few form, got rank_sum";
+    assert_eq!(refused.unwrap_err().to_string(), expected);
+    assert!(y.iter().all(|&y| y == 7.0));
+}
+
+#[test]
+fn the_pair_has_one_element_type() {
+    let setup = Setup::new();
+    let rows = setup.pool.slots().used_rows();
+    let half = vec![half::f16::ZERO; OUT * IN];
+    let mut concat = vec![half::f16::ZERO; OUT * (IN + rows)];
+    let refused = setup.cpu.fused_concat(&setup.pool, &half, IN + rows, &mut concat).unwrap_err();
+    assert_eq!(refused.to_string(), "fused: pool's element: expected f16, the weight's, got f32");
+    let weight = noise(1, OUT * IN);
+    let concat = |stride: usize, len: usize| {
+        setup.cpu.fused_concat(&setup.pool, &weight, stride, &mut vec![0f32; len]).unwrap_err().to_string()
+    };
+    let stride = concat(IN + rows - 1, OUT * (IN + rows));
+    assert_eq!(stride, format!("fused: row_stride: expected at least {}, got {}", IN + rows, IN + rows - 1));
+    let short = concat(IN + rows, OUT * (IN + rows) - 1);
+    assert!(short.starts_with("fused: concat: expected at least"), "{short}");
+}
+
+/// Nothing is computed from a size before it is checked.
+#[test]
+fn absurd_sizes_are_refused() {
+    let (setup, huge) = (Setup::new(), usize::MAX);
+    let Setup { cpu, pool, weight } = &setup;
+    for sizes in [
+        Sizes { tokens: huge, ..setup.sizes(1, 16) },
+        Sizes { tokens: huge, top_k: 0, ..setup.sizes(1, 16) },
+        Sizes { top_k: huge, ..setup.sizes(1, 16) },
+        Sizes { x_stride: huge, ..setup.sizes(2, 16) },
+        Sizes { y_stride: huge, ..setup.sizes(2, 16) },
+        Sizes { h_stride: huge, ..setup.sizes(2, 16) },
+        Sizes { x_stride: IN - 1, ..setup.sizes(2, 16) },
+        Sizes { y_stride: OUT - 1, ..setup.sizes(2, 16) },
+        Sizes { h_stride: 15, ..setup.sizes(2, 16) },
+        Sizes { in_features: huge, out_features: huge, ..setup.sizes(2, 16) },
+    ] {
+        let (tokens, x, mut h) = (sizes.tokens.min(2), noise(1, 2 * IN), vec![0f32; 2 * 2 * 16]);
+        let ((mut ids, mut weights), mut y) = (routing(tokens), vec![0f32; 2 * OUT]);
+        let few = cpu.fused_few(&sizes, pool, weight, None, &x, &ids, &weights, &mut h, &mut y);
+        assert!(few.is_err(), "few: {sizes:?}");
+        let dense = cpu.fused_dense(&sizes, pool, weight, None, &x, &h, &mut y);
+        assert!(dense.is_err(), "dense: {sizes:?}");
+        let planned = plan::Sizes { tokens, top_k: TOP_K, experts: 4 };
+        let plan = cpu.plan(&planned, pool, &ids).unwrap();
+        let sparse = cpu.fused_sparse(&sizes, &plan, pool, weight, None, &x, &h, &weights, &mut y);
+        assert!(sparse.is_err(), "sparse: {sizes:?}");
+        if (sizes.y_stride, sizes.out_features) == (OUT, OUT) {
+            let gate = cpu.fused_gate(&sizes, pool, None, &x, &mut ids, &mut weights, &mut h);
+            assert!(gate.is_err(), "gate: {sizes:?}");
+        }
+    }
+    assert!(cpu.pack::<f32>(huge, 0, &[]).is_err());
+    assert_eq!(cpu.pack::<f32>(1 << 40, 0, &[]).unwrap().out_features(), 1 << 40);
+    for form in [None].into_iter().chain(Form::ALL.map(Some)) {
+        let layer = MoeLora::<Cpu>::new(cpu, Setup::new().pool, Router::External { top_k: huge }).unwrap();
+        let layer = layer.with_form(form);
+        let _ = (layer.choose::<f32>(huge), layer.workspace_len(huge));
+    }
+}
+
+/// Memory for no adapters is no licence for rows of any length.
+#[test]
+fn rows_of_a_pool_have_a_bound() {
+    for (in_features, out_features) in
+        [(usize::MAX - 20, 1), (1, usize::MAX - 20), (1 << 32, 1), (1, 1 << 32)]
+    {
+        let sizes =
+            PoolSizes { in_features, out_features, experts: 1, rank_capacity: 0, element: ElementType::F32 };
+        let refused = Pool::new(sizes).unwrap_err().to_string();
+        assert!(refused.contains("below 2^32"), "{refused}");
+    }
+}
+
+#[test]
+fn the_definition_refuses_what_the_devices_refuse() {
+    let (setup, tokens) = (Setup::new(), 2);
+    let sizes = setup.sizes(tokens, 16);
+    let plan =
+        plan::definition(&plan::Sizes { tokens, top_k: TOP_K, experts: 1 }, &[0, -1, 0, 0], 0).unwrap();
+    let (a, b) = (noise(1, IN), noise(2, OUT));
+    let expert = [Expert { rank: 1, scaling: 1.0, lora_a: &a, lora_b: &b }];
+    let (weight, x, weights) = (noise(3, OUT * IN), noise(4, tokens * IN), vec![0.5f32; tokens * TOP_K]);
+    let run = |sizes: &Sizes, weight: &[f32], bias: Option<&[f32]>, x: &[f32], len: usize| {
+        definition(sizes, &plan, &expert, weight, bias, x, &weights, &mut vec![0f32; len])
+    };
+    let full = tokens * OUT;
+    run(&sizes, &weight, None, &x, full).unwrap();
+    for refused in [
+        run(&sizes, &weight[1..], None, &x, full),
+        run(&sizes, &weight, Some(&b[1..]), &x, full),
+        run(&sizes, &weight, None, &x[1..], full),
+        run(&sizes, &weight, None, &x, full - 1),
+        run(&Sizes { tokens: 3, ..sizes }, &weight, None, &noise(4, 3 * IN), 3 * OUT),
+        run(&Sizes { output: Output::PerRoute, ..sizes }, &weight, None, &x, full),
+        run(&Sizes { x_stride: IN - 1, ..sizes }, &weight, None, &x, full),
+    ] {
+        assert!(refused.is_err());
+    }
 }

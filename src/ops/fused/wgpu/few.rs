@@ -15,7 +15,8 @@ const RANKS: usize = 8;
 
 /// The launches: a workgroup per route and 8 ranks, then one per 8 columns (4 for more than 8 tokens) and all tokens.
 pub fn few_grids(sizes: &Sizes, max_rank: usize, slices: &[usize]) -> [Grid; 2] {
-    let blocks = max_rank.div_ceil(RANKS);
+    // At least one, which also says what is wrong with the route's id.
+    let blocks = max_rank.div_ceil(RANKS).max(1);
     let shrink = Grid { form: Form::Few, columns: RANKS, blocks, groups: sizes.routes() * blocks };
     let columns = if sizes.tokens <= 8 { 8 } else { 4 };
     let blocks = column_blocks(slices, columns);
@@ -145,6 +146,7 @@ mod tests {
         assert_eq!(groups(1), [2 * 2, 13]);
         assert_eq!(groups(8), [16 * 2, 13]);
         assert_eq!(groups(16), [32 * 2, 25]);
+        assert_eq!(few_grids(&sizes(3), 0, &[100])[0].groups, 6, "ids of an empty pool are looked at");
         assert_eq!(few_grids(&sizes(3), 9, &[50, 50])[1].groups, 14, "blocks do not straddle slices");
         // Sums of a workgroup in its memory: 16 KiB at most.
         for tokens in 1..=FEW_TOKENS {

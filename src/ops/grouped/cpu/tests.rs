@@ -201,3 +201,79 @@ fn refused_calls_leave_y_alone() {
     );
     assert!(y.iter().all(|&y| y == 7.0));
 }
+
+/// As on every device: the pool's slices are the product's, and nothing is computed from a size before it is checked.
+#[test]
+fn pools_and_sizes_of_other_products_are_refused() {
+    let (gated, plain) =
+        (Case::<f32>::new(Rows::Gated, 3, 8, false), Case::<f32>::new(Rows::Plain, 3, 8, false));
+    let refuse = |case: &Case<f32>, sizes: &Sizes| {
+        let mut y = vec![7f32; 6 * 9];
+        let plan = plan::Sizes { tokens: 3, top_k: 2, experts: 4 };
+        let plan = case.cpu.plan(&plan, &Pool::markers(4).unwrap(), &case.topk_ids).unwrap();
+        let weight = case.cpu.pack(32, 37, &case.weight).unwrap();
+        let (h, ids, weights) = (vec![0f32; 6 * 9], &case.lora_ids, &case.topk_weights);
+        let refused = case.cpu.grouped(sizes, &plan, &case.pool, ids, &weight, &case.x, &h, weights, &mut y);
+        let error = refused.unwrap_err().to_string();
+        assert!(y.iter().all(|&y| y == 7.0), "{error}");
+        error
+    };
+    let other = Sizes { rows: Rows::Plain, y_stride: 9, ..gated.sizes };
+    assert_eq!(refuse(&gated, &other), "grouped: pool: expected slices [8], got [4, 4]");
+    let other = Sizes { rows: Rows::Gated, ..plain.sizes };
+    assert_eq!(refuse(&plain, &other), "grouped: pool: expected slices [4, 4], got [8]");
+    let huge = usize::MAX;
+    for sizes in [
+        Sizes { tokens: huge, ..plain.sizes },
+        Sizes { tokens: huge, top_k: 0, ..plain.sizes },
+        Sizes { experts: huge, ..plain.sizes },
+        Sizes { experts: huge, in_features: 0, ..plain.sizes },
+        Sizes { out_features: huge, ..plain.sizes },
+        Sizes { out_features: huge, in_features: 0, ..plain.sizes },
+        Sizes { x_stride: huge, ..plain.sizes },
+        Sizes { h_stride: huge, ..plain.sizes },
+        Sizes { y_stride: huge, ..plain.sizes },
+        Sizes { x_per_route: true, ..plain.sizes },
+    ] {
+        refuse(&plain, &sizes);
+    }
+    // No rows of no elements: the sizes' product is that of the weight.
+    let (sizes, cpu) = (Sizes { experts: huge, in_features: 0, out_features: 2, ..plain.sizes }, &plain.cpu);
+    let plan = plan::Sizes { tokens: 3, top_k: 2, experts: 4 };
+    let plan = cpu.plan(&plan, &Pool::markers(4).unwrap(), &plain.topk_ids).unwrap();
+    let (none, mut y) = (cpu.pack::<f32>(2, 0, &[]).unwrap(), vec![7f32; 6 * 9]);
+    let (h, x) = (vec![0f32; 6 * 9], &plain.x);
+    let refused =
+        cpu.grouped(&sizes, &plan, &plain.pool, &plain.lora_ids, &none, x, &h, &plain.topk_weights, &mut y);
+    assert!(refused.is_err());
+}
+
+#[test]
+fn the_definition_refuses_what_does_not_fit() {
+    let case = Case::<f32>::new(Rows::Combined, 3, 8, false);
+    let run = |change: &dyn Fn(&mut Case<f32>), y: usize| {
+        let mut case = Case::<f32>::new(Rows::Combined, 3, 8, false);
+        change(&mut case);
+        let loras: Vec<Vec<Expert<f32>>> = (case.loras.iter())
+            .map(|parts| {
+                let parts = parts.iter();
+                parts.map(|(rank, a, b)| Expert { rank: *rank, scaling: 0.5, lora_a: a, lora_b: b }).collect()
+            })
+            .collect();
+        let Case { sizes, topk_ids, lora_ids, topk_weights, weight, x, .. } = &case;
+        definition(sizes, topk_ids, lora_ids, &loras, weight, x, topk_weights, &mut vec![0f32; y])
+    };
+    let full = case.sizes.y_rows() * case.sizes.y_stride;
+    run(&|_| (), full).unwrap();
+    assert!(run(&|_| (), full - 2).is_err(), "y");
+    assert!(run(&|c| c.x.truncate(100), full).is_err(), "x");
+    assert!(run(&|c| c.weight.truncate(7), full).is_err(), "weight");
+    assert!(run(&|c| c.topk_ids[0] = 4, full).is_err(), "an expert that there is not");
+    assert!(run(&|c| c.lora_ids[0] = 3, full).is_err(), "a slot that there is not");
+    assert!(run(&|c| c.lora_ids[0] = -2, full).is_err(), "an id that means nothing");
+    assert!(run(&|c| c.lora_ids.truncate(5), full).is_err(), "lora_ids");
+    assert!(run(&|c| c.topk_weights.truncate(5), full).is_err(), "topk_weights");
+    assert!(run(&|c| c.loras[0][0].1.truncate(5), full).is_err(), "A");
+    assert!(run(&|c| c.loras[0].clear(), full).is_err(), "slices");
+    assert!(run(&|c| c.topk_weights[0] = f32::NAN, full).is_err(), "a weight that is not finite");
+}
