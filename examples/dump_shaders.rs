@@ -6,7 +6,7 @@ use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::wgpu::{Pool, View};
 use molora::ops::route::{Weighting, WgpuRouter};
-use molora::ops::{Output, base, expand, fused, grouped, plan, route, shrink};
+use molora::ops::{Output, attend, base, expand, fused, grouped, plan, route, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
 
 type Failure = Box<dyn std::error::Error>;
@@ -73,6 +73,18 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
         }
     }
     grouped_variants::<X>(wgpu, &mut encoder, element, width)?;
+    // Rows of K read by fours, and one by one.
+    for rank in [4, 5, 16] {
+        let (in_features, out_features, experts) = (width, width, 1);
+        let mut pool =
+            Pool::new(wgpu, PoolSizes { in_features, out_features, experts, rank_capacity: 4, element })?;
+        pool.set_attention(&zeros(element, (width, width), rank)?)?;
+        pool.put(0, &zeros(element, (width, width), 4)?)?;
+        let (tokens, top_k, x_stride, h_stride) = (TOKENS, TOP_K, width, 4);
+        let plan = wgpu.plan(&mut encoder, &plan::Sizes { tokens, top_k, experts }, &pool, ids)?;
+        let sizes = attend::Sizes { tokens, top_k, in_features, x_stride, h_stride };
+        wgpu.attend(&mut encoder, &sizes, &plan, &pool, x, View::whole(&h), weights)?;
+    }
     for rank in [1, 16, 17, 64] {
         let (in_features, out_features, experts) = (width, width, 1);
         let sizes = PoolSizes { in_features, out_features, experts, rank_capacity: rank, element };

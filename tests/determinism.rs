@@ -29,8 +29,10 @@ fn case(op: Op, element: ElementType, output: Output) -> Case {
 fn bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
     let mut y = inputs.y.clone();
     let mut h = inputs.empty_h();
+    let mut weights = inputs.empty_weights();
     match inputs.case.op {
         Op::Shrink => subject.shrink(inputs, &mut h),
+        Op::Attend => subject.attend(inputs, &mut weights),
         Op::Expand => subject.expand(inputs, &mut y),
         Op::Base => subject.base(inputs, &mut y),
         Op::Delta => subject.delta(inputs, &mut y),
@@ -44,7 +46,11 @@ fn bits(subject: &dyn Subject, inputs: &Inputs) -> Vec<u32> {
         }
     }
     .unwrap();
-    let rows = if inputs.case.op == Op::Shrink { h.dense() } else { y.dense() };
+    let rows = match inputs.case.op {
+        Op::Shrink => h.dense(),
+        Op::Attend => weights.dense(),
+        _ => y.dense(),
+    };
     rows.into_iter().map(f32::to_bits).collect()
 }
 
@@ -76,11 +82,13 @@ fn two_runs_give_the_same_bits() {
 fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
     let cpu = CpuSubject::new().unwrap().batch_invariant();
     let cpu = cpu.as_ref();
-    for op in [Op::Shrink, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
+    for op in [Op::Shrink, Op::Attend, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
         for element in ElementType::ALL {
-            for output in
-                if op == Op::Base || op == Op::Layer { vec![Output::Sum] } else { Output::ALL.to_vec() }
-            {
+            for output in if matches!(op, Op::Attend | Op::Base | Op::Layer) {
+                vec![Output::Sum]
+            } else {
+                Output::ALL.to_vec()
+            } {
                 let case = case(op, element, output);
                 let all = Inputs::new(&case);
                 let whole = bits(cpu, &all);
@@ -102,7 +110,7 @@ fn a_token_gives_the_same_bits_alone_and_in_every_batch() {
 fn one_form_gives_a_token_the_same_bits_in_every_batch() {
     for subject in subjects().unwrap() {
         let subject = subject.batch_invariant();
-        for op in [Op::Shrink, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
+        for op in [Op::Shrink, Op::Attend, Op::Expand, Op::Base, Op::Delta, Op::Layer] {
             let element = if op == Op::Expand { ElementType::Bf16 } else { ElementType::F32 };
             in_every_batch(subject.as_ref(), &case(op, element, Output::Sum));
         }
