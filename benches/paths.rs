@@ -6,9 +6,11 @@
 //! recording to an empty queue, medians: of the wall, or of the processor where the device is a software driver.
 
 use molora::adapter::slots::PoolSizes;
+use molora::adapter::{LinearRouter, Prototypes};
 use molora::device::wgpu::{Plan, Pool, View};
 use molora::layer::{MoeLora, Router, RoutingView, Rows, Workspace};
 use molora::ops::fused::{self, Form};
+use molora::ops::route::{self, Rule, Weighting, WgpuRouter};
 use molora::ops::{Output, base, expand, plan, shrink};
 use molora::{ElementType, Lora, Wgpu};
 use std::cell::RefCell;
@@ -46,6 +48,7 @@ fn values(seed: u64, len: usize) -> Vec<f32> {
 fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     println!("{}", wgpu.describe());
     let software = wgpu.info().device_type == wgpu::DeviceType::Cpu;
+    route(wgpu, software)?;
     let routes = TOKENS * TOP_K;
     let ids: Vec<i32> = (0..routes).map(|n| ((n / TOP_K * 5 + n % TOP_K * 3) % EXPERTS) as i32).collect();
     let (a, b) = (values(1, EXPERTS * RANK * WIDTH), values(2, EXPERTS * RANK * WIDTH));
@@ -128,6 +131,45 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
         "forward_delta of one token: {free:.0} us, batch invariant {fixed:.0} us, {:.1} x",
         fixed / free
     );
+    Ok(())
+}
+
+/// PHATGOOSE's router, 166 prototypes of 2048, top 2, on 512 tokens: all at once, which takes tiles of tokens, beside batches of
+/// 7, each token of which has a workgroup of its own.
+fn route(wgpu: &Wgpu, software: bool) -> Result<(), Failure> {
+    const EXPERTS: usize = 166;
+    const WIDTH: usize = 2048;
+    const TOKENS: usize = 512;
+    let how = Prototypes::phatgoose(WIDTH);
+    let linear = LinearRouter::prototypes(EXPERTS, WIDTH, &values(8, EXPERTS * WIDTH), how)?;
+    let router = WgpuRouter::new(wgpu, linear)?;
+    let x = wgpu.upload(&values(9, TOKENS * WIDTH))?;
+    let (ids, weights) = (wgpu.upload(&[-1i32; 2 * TOKENS])?, wgpu.upload(&[f32::NAN; 2 * TOKENS])?);
+    let run = |batch: usize| -> Result<(), Failure> {
+        let mut encoder = wgpu.encoder();
+        for first in (0..TOKENS).step_by(batch) {
+            let tokens = batch.min(TOKENS - first);
+            let rule = Rule::top_k(2, Weighting::SoftmaxSelected);
+            let sizes = route::Sizes { tokens, in_features: WIDTH, x_stride: WIDTH, experts: EXPERTS, rule };
+            let x = View::<f32>::new(&x, first * WIDTH, tokens * WIDTH)?;
+            let ids = View::new(&ids, 2 * first, 2 * tokens)?;
+            let weights = View::new(&weights, 2 * first, 2 * tokens)?;
+            wgpu.route(&mut encoder, &sizes, &router, x, None, ids, weights)?;
+        }
+        wgpu.queue().submit([encoder.finish()]);
+        Ok(wgpu.wait()?)
+    };
+    let mut chosen = Vec::new();
+    for batch in [7, TOKENS] {
+        wgpu.queue().write_buffer(&ids, 0, &[0xff; 8 * TOKENS]);
+        run(batch)?;
+        chosen.push(wgpu.download::<i32>(&ids, 2 * TOKENS)?);
+    }
+    if chosen[0].contains(&-1) || chosen[0] != chosen[1] {
+        return Err("route: the two forms choose differently".into());
+    }
+    let [few, many] = alternate(software, [&mut || run(7), &mut || run(TOKENS)])?;
+    println!("route: a workgroup a token {few:.0} us, tiles {many:.0} us, {:.2} x as fast", few / many);
     Ok(())
 }
 

@@ -2,10 +2,10 @@
 //! them through a second WGSL compiler.
 
 use half::{bf16, f16};
-use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
+use molora::adapter::{LinearRouter, Prototypes};
 use molora::device::wgpu::{Pool, View};
-use molora::ops::route::{Weighting, WgpuRouter};
+use molora::ops::route::{Allow, Rule, Select, Weighting, WgpuRouter};
 use molora::ops::{Output, attend, base, expand, fused, grouped, plan, route, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
 
@@ -55,18 +55,7 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
             base::Sizes { tokens: TOKENS, in_features: width, out_features: width, x_stride, y_stride };
         wgpu.base(&mut encoder, &sizes, View::new(w, 0, width * width)?, bias, x, y)?;
     }
-    for weighting in Weighting::PLAIN {
-        let router = WgpuRouter::new(wgpu, LinearRouter::new(3, width, &vec![0f32; 3 * width], None)?)?;
-        let (in_features, x_stride, experts) = (width, width, 3);
-        let sizes = route::Sizes {
-            tokens: TOKENS,
-            in_features,
-            x_stride,
-            experts,
-            rule: route::Rule::top_k(TOP_K, weighting),
-        };
-        wgpu.route(&mut encoder, &sizes, &router, x, None, ids, weights)?;
-    }
+    route_variants::<X>(wgpu, &mut encoder, width)?;
     for slices in [&[width][..], &[width - 2, 2]] {
         for rank in [4, 5] {
             fused_variants::<X>(wgpu, &mut encoder, element, (slices, rank))?;
@@ -101,6 +90,48 @@ fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Resu
                     expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
                 wgpu.expand(&mut encoder, &sizes, &plan, &pool, h, weights, y)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Both forms of route, plain and with everything else.
+fn route_variants<X: Element>(
+    wgpu: &Wgpu,
+    encoder: &mut wgpu::CommandEncoder,
+    width: usize,
+) -> Result<(), Failure> {
+    let storage = |len: usize| wgpu.upload(&vec![0f32; len]);
+    let (x, words, ids, weights) = (storage(128)?, storage(16)?, storage(64)?, storage(64)?);
+    let plain = Weighting::PLAIN.map(|weighting| (Rule::top_k(2, weighting), None));
+    let rule = |select, weighting, shared| Rule { select, shared, ..Rule::top_k(3, weighting) };
+    let (fixed, learned) = (Select::Threshold(0.1), Select::LearnedThreshold(0.1));
+    let standardised = Prototypes::phatgoose(width);
+    let others = [
+        (rule(learned, Weighting::AboveThreshold, 1), Some(standardised)),
+        (rule(fixed, Weighting::SoftmaxTwice, 0), Some(Prototypes::arrow())),
+        (rule(Select::TopK, Weighting::Sigmoid, 0), Some(standardised)),
+        (rule(fixed, Weighting::Uniform, 2), None),
+        (Rule { shared: 1, ..Rule::top_k(0, Weighting::Score) }, None),
+    ];
+    for (n, (rule, prototypes)) in plain.into_iter().chain(others).enumerate() {
+        for (experts, tokens) in [(3, 2), (40, 9), (70, 9)] {
+            let rows = experts + rule.select.rows();
+            let weight = vec![0f32; rows * width];
+            let linear = match prototypes {
+                Some(how) => LinearRouter::prototypes(rows, width, &weight, how)?,
+                None => LinearRouter::new(rows, width, &weight, None)?,
+            };
+            let router = WgpuRouter::new(wgpu, linear)?;
+            let (in_features, x_stride) = (width, width);
+            let sizes = route::Sizes { tokens, in_features, x_stride, experts, rule };
+            let masked = n >= plain.len() && n % 2 == 1;
+            let offsets = View::new(&words, 0, 2)?;
+            let lists = View::new(&words, 4, route::words(experts))?;
+            let allow = masked.then_some(Allow { offsets, lists });
+            let routes = tokens * rule.width();
+            let (ids, weights) = (View::new(&ids, 0, routes)?, View::new(&weights, 0, routes)?);
+            wgpu.route(encoder, &sizes, &router, View::<X>::new(&x, 0, 128)?, allow, ids, weights)?;
         }
     }
     Ok(())

@@ -15,6 +15,9 @@ fn w_at(i: u32) -> f32 {
 
 fn bias_of(e: u32) -> f32 { return g_at(params.scores * params.in_features + e); }
 
+// Plain choices have none.
+fn threshold_given() -> f32 { return 0.0; }
+
 fn choose(thread: u32, t0: u32, rows: u32, writes: bool) {
     scoring = true;
     for (var m = 0u; m < rows; m++) {

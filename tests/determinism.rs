@@ -4,6 +4,8 @@ use molora::element::ElementType;
 use molora::ops::Output;
 use molora::ops::fused::Form;
 use molora::ops::grouped::Rows;
+use molora::ops::route::Weighting;
+use molora_check::case::{Scores, Scoring};
 use molora_check::guarded::Guarded;
 use molora_check::subject::CpuSubject;
 use molora_check::{Case, Inputs, Op, Routing, Subject, subjects};
@@ -157,15 +159,30 @@ fn in_every_batch(subject: &dyn Subject, case: &Case) {
 #[test]
 fn a_token_chooses_the_same_alone_and_in_every_batch() {
     let cpu = CpuSubject::new().unwrap();
-    let case = Case { tokens: 100, experts: 33, in_features: 193, ..Case::new(Op::Route) };
+    chooses_the_same(&cpu, &[1, 2, 7, 33], 3);
+}
+
+/// On a GPU the form depends on the number of tokens, unless one form is fixed.
+#[test]
+fn one_form_chooses_the_same_alone_and_in_every_batch() {
+    for subject in subjects().unwrap().iter().filter(|s| s.kind() == "wgpu") {
+        chooses_the_same(subject.batch_invariant().as_ref(), &[1, 7, 17], 13);
+    }
+}
+
+/// A routing of prototypes, in batches that begin `step` batches apart.
+fn chooses_the_same(subject: &dyn Subject, batches: &[usize], step: usize) {
+    let scoring = Scoring { scores: Scores::Prototypes, ..Scoring::default() };
+    let (weighting, in_features) = (Weighting::SoftmaxAll, 193);
+    let case = Case { tokens: 100, experts: 133, in_features, weighting, scoring, ..Case::new(Op::Route) };
     let all = Inputs::new(&case);
-    let whole = bits(&cpu, &all);
-    for batch in [1, 2, 7, 33] {
-        for first in (0..case.tokens - batch).step_by(batch * 3) {
-            let got = bits(&cpu, &all.part(first, batch));
+    let whole = bits(subject, &all);
+    for &batch in batches {
+        for first in (0..case.tokens - batch).step_by(batch * step) {
+            let got = bits(subject, &all.part(first, batch));
             let (from, to) = (first * case.top_k, (first + batch) * case.top_k);
             let want = [&whole[from..to], &whole[case.routes() + from..case.routes() + to]].concat();
-            assert!(got == want, "tokens {first} to {}", first + batch);
+            assert!(got == want, "{}: tokens {first} to {}", subject.name(), first + batch);
         }
     }
 }

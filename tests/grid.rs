@@ -83,3 +83,25 @@ fn plan_and_route_do_nothing_without_routes() {
     };
     assert_eq!([route(0, 2), route(5, 0), route(5, 2)], [0, 0, 5]);
 }
+
+#[test]
+fn route_covers_every_token() {
+    let sizes = |tokens: usize, experts: usize, top_k: usize| route::Sizes {
+        tokens,
+        in_features: 8,
+        x_stride: 8,
+        experts,
+        rule: route::Rule::top_k(top_k, Weighting::SoftmaxAll),
+    };
+    for fixed in [false, true] {
+        for tokens in [0, 1, 7, 8, 15, 16, 17, 512] {
+            for (experts, top_k) in [(8, 2), (31, 2), (32, 2), (64, 2), (65, 32), (166, 33)] {
+                let grid = route::wgpu::grid(&sizes(tokens, experts, top_k), fixed);
+                let many = experts >= 32 && top_k <= 32 && (tokens >= 8 || fixed);
+                assert_eq!(grid.form == Form::Many, many, "{tokens} tokens, {experts} experts");
+                assert_eq!(grid.groups, if many { tokens.div_ceil(16) } else { tokens });
+            }
+        }
+        assert_eq!(route::wgpu::grid(&sizes(100, 100, 0), fixed).groups, 0);
+    }
+}

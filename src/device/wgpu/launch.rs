@@ -51,6 +51,11 @@ impl<'a> Binding<'a> {
         Self { name, tensor: Tensor::Ids, access, buffer: view.buffer, range: view.bytes(), pool: None }
     }
 
+    /// Words, read.
+    pub(crate) fn words(name: &'static str, view: View<'a, u32>) -> Self {
+        Self { name, tensor: Tensor::Words, access: Access::Read, buffer: view.buffer, range: view.bytes() }
+    }
+
     /// Rows of elements, read by fours where their places allow it.
     pub(crate) fn rows<E: Element>(name: &'static str, view: View<'a, E>, stride: usize) -> Self {
         let aligned = view.len > 0 && [view.first, view.len, stride].iter().all(|n| n.is_multiple_of(4));

@@ -23,6 +23,8 @@ pub(crate) enum Tensor {
     SlotsAndQuads(ElementType),
     /// i32 ids, likewise.
     Ids,
+    /// u32 words, likewise, read only.
+    Words,
     /// A table of this WGSL type, read by its name.
     Table(&'static str),
 }
@@ -32,7 +34,7 @@ impl Tensor {
     pub(crate) fn element_bytes(self) -> Option<usize> {
         match self {
             Self::Elements(e) | Self::Quads(e) | Self::SlotsAndQuads(e) => Some(e.bytes()),
-            Self::Ids => Some(4),
+            Self::Ids | Self::Words => Some(4),
             Self::Table(_) => None,
         }
     }
@@ -46,6 +48,7 @@ impl Tensor {
             Self::SlotsAndQuads(ElementType::F32) => "array<vec4<u32>>",
             Self::Quads(_) | Self::SlotsAndQuads(_) => "array<vec2<u32>>",
             Self::Ids => "array<i32>",
+            Self::Words => "array<u32>",
             Self::Table(ty) => ty,
         }
     }
@@ -74,6 +77,12 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
                     format_args!("fn {name}_put(i: u32, v: i32) {{ {name}[params.{name}_first + i] = v; }}"),
                 );
             }
+        }
+        Tensor::Words => {
+            put(
+                text,
+                format_args!("fn {name}_at(i: u32) -> u32 {{ return {name}[params.{name}_first + i]; }}"),
+            );
         }
         Tensor::Elements(element) | Tensor::Quads(element) | Tensor::SlotsAndQuads(element) => {
             let at = format!("params.{name}_first + i");

@@ -86,6 +86,32 @@ impl Table {
             (c.experts, c.top_k, c.weighting) = (experts, experts, Weighting::SoftmaxAll);
         });
         self.all_pairs(|c| (c.top_k, c.scoring.shared) = (0, 2));
+        self.tiles();
+    }
+
+    /// Around the tiles of tokens and of a router's rows that forms for many tokens take, with all that a tile keeps.
+    fn tiles(&mut self) {
+        self.each(&[7, 8, 15, 16, 17, 31, 33], |c, tokens| {
+            (c.tokens, c.experts, c.top_k, c.scoring) = (tokens, 40, 3, ALL_AT_ONCE);
+        });
+        // A learned threshold's row is the last of a tile, and alone in one.
+        self.each(&[30, 31, 62, 63, 64, 126, 127, 128, 129, 191, 255, 256], |c, experts| {
+            (c.experts, c.top_k, c.tokens) = (experts, 4, 18);
+            (c.scoring.threshold, c.weighting) = (Threshold::Learned, Weighting::AboveThreshold);
+        });
+        self.each(&[1, 3, 4, 5, 15, 16, 17, 19, 20, 65], |c, width| {
+            (c.in_features, c.experts, c.tokens, c.padding) = (width, 65, 17, 2);
+            (c.scoring.scores, c.weighting) = (Scores::Prototypes, Weighting::SoftmaxTwice);
+        });
+        // The longest lists, and one more; equal scores on both sides of a tile's edge.
+        self.each(&[31, 32, 33, 130], |c, top_k| {
+            (c.top_k, c.experts, c.tokens, c.weighting) = (top_k, 130, 17, Weighting::SoftmaxAll);
+        });
+        for routing in [Routing::Ties, Routing::Identical] {
+            self.each(&[64, 65, 128, 129, 300], |c, experts| {
+                (c.experts, c.tokens, c.top_k, c.routing) = (experts, 33, 6, routing);
+            });
+        }
     }
 }
 

@@ -102,33 +102,29 @@ impl Wgpu {
             ("used_rows", word(OP, "used_rows", slots.used_rows())?),
             ("row_blocks", word(OP, "used_rows", grid.blocks)?),
         ];
-        let routing: &[&str] = match router {
-            Some((router, _)) => {
+        let mut constants = tile_constants(grid.columns, true).to_vec();
+        let routing: Vec<&str> = match router {
+            Some((router, weighting)) => {
+                let rule = Rule::top_k(sizes.top_k, weighting);
+                constants.extend(route::wgpu::plain_constants(&rule, router.linear()));
                 params.push(("scores", word(OP, "router.experts", router.linear().experts())?));
                 bindings.push(Binding::rows("g", router.all()?, sizes.in_features));
-                &[
-                    include_str!("../../../../shaders/rows.wgsl"),
-                    include_str!("../../../../shaders/route_token.wgsl"),
-                    include_str!("../../../../shaders/fused_gate_routed.wgsl"),
-                ]
+                let rows = include_str!("../../../../shaders/rows.wgsl");
+                let gate = include_str!("../../../../shaders/fused_gate_routed.wgsl");
+                [&[rows], &route::wgpu::PLAIN_TOKEN[..], &[gate]].concat()
             }
-            None => &[include_str!("../../../../shaders/fused_gate_given.wgsl")],
+            None => {
+                constants.push(("TOP_K", sizes.top_k as u32));
+                vec![include_str!("../../../../shaders/fused_gate_given.wgsl")]
+            }
         };
         let product =
             [NOTHING_BEHIND, ROWS_IN_ORDER, TILE, include_str!("../../../../shaders/fused_gate.wgsl")];
-        let all = router.is_some_and(|(_, weighting)| weighting == Weighting::SoftmaxAll);
-        let [tile_m, tile_n, wide] = tile_constants(grid.columns, true);
         let launch = Launch {
             op: OP,
             entry: "fused_gate",
-            body: &[routing, &product].concat(),
-            constants: &[
-                tile_m,
-                tile_n,
-                wide,
-                ("TOP_K", sizes.top_k as u32),
-                ("SOFTMAX_ALL", u32::from(all)),
-            ],
+            body: &[&routing[..], &product].concat(),
+            constants: &constants,
             params: &params,
             bindings: &bindings,
             groups: word(OP, "tokens", grid.groups)?,
