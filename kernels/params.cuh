@@ -51,16 +51,29 @@ struct PlanParams {
     u32 at_sorted, at_offsets, at_tile_offsets, at_tiles;
 };
 
+constexpr u32 ROUTE_TOKENS = 8; // of a block of route_many
+constexpr u32 ROUTE_TOP_K = 64; // most of route_many
+
+// Values of RouteParams::select and RouteParams::weighting (ops/route/rule.rs).
+constexpr u32 SELECT_TOP_K = 0, SELECT_THRESHOLD = 1, SELECT_LEARNED = 2;
+constexpr u32 SOFTMAX_SELECTED = 0, SOFTMAX_ALL = 1, SOFTMAX_ALL_RENORMALISED = 2, SOFTMAX_TWICE = 3,
+              ABOVE_THRESHOLD = 4, SIGMOID = 5, UNIFORM = 6, SCORE_ITSELF = 7;
+
 struct RouteParams {
     const void* x;          // [tokens][x_stride]
-    const float* weight;    // [experts][in_features]
-    const float* bias;      // [experts] or null
-    int* topk_ids;          // [tokens][top_k]
-    float* topk_weights;    // [tokens][top_k]
+    const float* weight;    // [experts][in_features], then the row of a learned threshold
+    const float* bias;      // one a row, or null
+    const u32* offsets;     // [requests + 1] tokens, or null: every token may take every expert
+    const u32* lists;       // [requests][(experts + 31) / 32] words of bits
+    int* topk_ids;          // [tokens][top_k + shared]
+    float* topk_weights;    // [tokens][top_k + shared]
     u32* status;
     const u32* live_tokens;
     u32 tokens, in_features, x_stride, experts;
-    u32 top_k, softmax_all, x_vector, w_vector; // *_vector: rows start at multiples of 16 bytes
+    u32 top_k, shared, requests, select;
+    u32 weighting, sums_all, standardised, absolute; // sums_all: the rule asks for the sum over all allowed experts
+    float threshold;
+    u32 x_vector, w_vector, unused; // *_vector: rows start at multiples of 16 bytes
 };
 
 struct ShrinkParams {

@@ -1,14 +1,14 @@
-// Route: scores, selection and weights of one token in one block, without a [tokens, experts] matrix; see
-// src/ops/route.rs.
+// Route: scores, selection and weights in one launch, without a [tokens, experts] matrix; see src/ops/route.rs. Here a block
+// takes one token; route_many.cuh has tiles of tokens.
 //
-//     for every 2,048 experts:
+//     for every 2,048 rows of the router:
 //         for every 4,096 columns:  x into shared memory; a warp adds to the scores of one, two or four experts
 //         the best top_k of these and of the list so far, by repeated largest key
-//     weights: softmax over the list, or over all experts by a running maximum and sum
+//     a warp: ids and weights of the list; softmax over all experts by a running maximum and sum
 //
 // A score is the same sum in the same order whichever warp adds it: equal rows tie exactly.
 
-#include "keys.cuh"
+#include "route_many.cuh"
 
 constexpr u32 THREADS = 256, WARPS = THREADS / 32;
 constexpr u32 COLUMNS = 4096;
@@ -74,9 +74,9 @@ template <class X> __device__ void stage(const X* row, u32 width, bool vector, f
 }
 
 // The best of this chunk's keys and of the list, into the list. Nobody reads `winners` of the round before last.
-__device__ void select(u64 (&keys)[OWN], u64* list, u32 top_k, u64 (*winners)[WARPS]) {
-    u64 listed = threadIdx.x < top_k ? list[threadIdx.x] : 0;
-    for (u32 place = 0; place < top_k; place++) {
+__device__ void select(u64 (&keys)[OWN], u64* list, u32 places, u64 (*winners)[WARPS]) {
+    u64 listed = threadIdx.x < places ? list[threadIdx.x] : 0;
+    for (u32 place = 0; place < places; place++) {
         u64 largest = listed;
 #pragma unroll
         for (u32 j = 0; j < OWN; j++) largest = max(largest, keys[j]);
@@ -105,36 +105,26 @@ __device__ float block_sum(float v, float* sums) {
     return sum;
 }
 
-// Ids and weights of token t from the list; `total` of softmax over all experts.
-__device__ void finish(const RouteParams& p, u32 t, const u64* list, float total, float* shares) {
-    bool broken = list[0] == NOT_FINITE, own = threadIdx.x < p.top_k;
-    u64 key = own ? list[threadIdx.x] : 0;
-    float share = key == 0 ? 0.0f : expf(score_of(key) - score_of(list[0]));
-    shares[threadIdx.x] = share;
-    __syncthreads();
-    if (broken && threadIdx.x == 0) atomicOr(p.status, SCORE_NOT_FINITE);
-    if (!own) return;
-    if (!p.softmax_all) {
-        total = 0.0f;
-        for (u32 j = 0; j < p.top_k; j++) total += shares[j];
-    }
-    size_t n = (size_t)t * p.top_k + threadIdx.x;
-    p.topk_ids[n] = broken || key == 0 ? -1 : (int)~(u32)key;
-    p.topk_weights[n] = broken || key == 0 ? 0.0f : share / total;
-}
-
 template <class X> __device__ __forceinline__ void route(const RouteParams& p) {
     __shared__ __align__(16) float x[COLUMNS];
-    __shared__ float scores[EXPERTS], sums[WARPS], shares[MAX_TOP_K];
+    __shared__ float scores[EXPERTS], sums[WARPS], last, deviation;
     __shared__ u64 list[MAX_TOP_K], winners[2][WARPS];
-    u32 t = blockIdx.x;
+    u32 t = blockIdx.x, rows = router_rows(p);
     if (t >= live_tokens(p.live_tokens, p.tokens)) return;
     const X* row = (const X*)p.x + (size_t)t * p.x_stride;
+    Mask mask = mask_of(p, t);
+    // Linear scores begin with the bias, as fused_gate's do.
+    bool linear = !p.standardised && !p.absolute;
     list[threadIdx.x] = 0;
+    if (p.standardised && threadIdx.x < 32) {
+        float of_row = deviation_of(p, row);
+        if (threadIdx.x == 0) deviation = of_row;
+    }
+    __syncthreads();
     float total = 0.0f; // of exp(score - the largest so far)
-    for (u32 e0 = 0; e0 < p.experts; e0 += EXPERTS) {
-        u32 count = min(p.experts - e0, EXPERTS);
-        for (u32 e = threadIdx.x; e < count; e += THREADS) scores[e] = p.bias ? __ldg(p.bias + e0 + e) : 0.0f;
+    for (u32 e0 = 0; e0 < rows; e0 += EXPERTS) {
+        u32 count = min(rows - e0, EXPERTS);
+        for (u32 e = threadIdx.x; e < count; e += THREADS) scores[e] = linear ? bias_of(p, e0 + e) : 0.0f;
         for (u32 i0 = 0; i0 < p.in_features; i0 += COLUMNS) {
             u32 width = min(p.in_features - i0, COLUMNS);
             if (e0 == 0 || p.in_features > COLUMNS) stage(row + i0, width, p.x_vector, x);
@@ -145,32 +135,37 @@ template <class X> __device__ __forceinline__ void route(const RouteParams& p) {
         }
         u64 keys[OWN];
         float own[OWN];
+        u32 may = 0;
 #pragma unroll
         for (u32 j = 0; j < OWN; j++) {
             u32 e = threadIdx.x + THREADS * j;
-            own[j] = e < count ? scores[e] : 0.0f;
-            keys[j] = e < count ? key_of(own[j], e0 + e) : 0;
+            keys[j] = 0, own[j] = 0.0f;
+            if (e >= count) continue;
+            own[j] = linear ? scores[e] : folded(p, scores[e], deviation) + bias_of(p, e0 + e);
+            keys[j] = choice_of(p, mask, own[j], e0 + e);
+            may |= (keys[j] != 0) << j;
+            if (e0 + e == p.experts) last = own[j];
         }
-        float before = e0 == 0 ? 0.0f : score_of(list[0]);
-        select(keys, list, p.top_k, winners);
+        u64 before = list[0];
+        select(keys, list, max(p.top_k, 1), winners);
         __syncthreads();
-        if (!p.softmax_all) continue;
+        if (!p.sums_all || list[0] == 0) continue;
         float largest = score_of(list[0]), sum = 0.0f;
 #pragma unroll
         for (u32 j = 0; j < OWN; j++) {
-            if (threadIdx.x + THREADS * j < count) sum += expf(own[j] - largest);
+            if (may >> j & 1) sum += expf(own[j] - largest);
         }
         // No product in the first round: before stands for nothing there, and 0 * inf is NaN.
-        float kept = e0 == 0 ? 0.0f : total * expf(before - largest);
+        float kept = before == 0 ? 0.0f : total * expf(score_of(before) - largest);
         total = kept + block_sum(sum, sums);
     }
-    finish(p, t, list, total, shares);
+    if (threadIdx.x < 32) finish(p, t, list, total, last, scores);
 }
 
-#define ROUTE(name, X)                                                                               \
+#define ROUTE_FEW(name, X)                                                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, 3) name(const __grid_constant__ RouteParams p) { \
-        route<X>(p);                                                                                 \
+        route<X>(p);                                                                                         \
     }
-ROUTE(route_f32, float)
-ROUTE(route_f16, f16)
-ROUTE(route_bf16, bf16)
+ROUTE_FEW(route_few_f32, float)
+ROUTE_FEW(route_few_f16, f16)
+ROUTE_FEW(route_few_bf16, bf16)

@@ -57,6 +57,8 @@ fn cases() -> Vec<Case> {
                 .map(|op| sized(op, shape, if op == Op::Plan { F32 } else { Bf16 })),
         );
     }
+    // PHATGOOSE's router, in tiles of tokens.
+    cases.push(sized(Op::Route, (128, 2048, 1, 166, 2, 1), Bf16));
     cases.extend([Op::Shrink, Op::Expand].map(|op| sized(op, PEERS, F32)));
     cases.extend(
         [(Bf16, 1), (Bf16, 8), (Bf16, 128), (F32, 1), (F32, 64)]

@@ -4,7 +4,7 @@
 
 use molora::ElementType::{self, Bf16, F16, F32};
 use molora::device::cuda::{Kernel, Launch, Offer, Plan};
-use molora::ops::{Form, Output, base, expand, plan, shrink};
+use molora::ops::{Form, Output, base, expand, plan, route, shrink};
 
 const NO_MMA: Offer = Offer { batch_invariant: false, mma_f16: false, mma_bf16: false };
 const AMPERE: Offer = Offer { mma_f16: true, mma_bf16: true, ..NO_MMA };
@@ -119,6 +119,28 @@ fn expand_covers_every_row_and_column() {
                 covers(&launch, rows, out_features);
             }
         }
+    }
+}
+
+#[test]
+fn route_covers_every_token() {
+    for (tokens, top_k, offer, kernel, groups) in [
+        (0, 2, AMPERE, Kernel::RouteFew, 0),
+        (1, 2, AMPERE, Kernel::RouteFew, 1),
+        (127, 64, AMPERE, Kernel::RouteFew, 127),
+        (128, 64, AMPERE, Kernel::RouteMany, 16),
+        (129, 2, NO_MMA, Kernel::RouteMany, 17),
+        (1000, 65, AMPERE, Kernel::RouteFew, 1000),
+        (1000, 0, AMPERE, Kernel::RouteMany, 0),
+        (1, 2, fixed(AMPERE), Kernel::RouteMany, 1),
+        (9, 64, fixed(AMPERE), Kernel::RouteMany, 2),
+        (9, 65, fixed(AMPERE), Kernel::RouteFew, 9),
+    ] {
+        let rule = route::Rule::top_k(top_k, route::Weighting::Uniform);
+        let sizes = route::Sizes { tokens, in_features: 8, x_stride: 8, experts: 100, rule };
+        let launch = route::cuda::grid(&sizes, F16, &offer);
+        assert_eq!((launch.entry.kernel, launch.groups), (kernel, groups), "{tokens} tokens, top {top_k}");
+        assert_eq!(launch.form == Form::Many, kernel == Kernel::RouteMany);
     }
 }
 

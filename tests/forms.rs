@@ -87,4 +87,9 @@ mod on_cuda {
     fn base_in_tiles() {
         in_tiles(Op::Base);
     }
+
+    #[test]
+    fn route_in_tiles() {
+        on_device(Op::Route, |cuda| cuda.batch_invariant(true), |_| true);
+    }
 }

@@ -6,6 +6,7 @@ use super::params::*;
 use crate::adapter::{attention::MAX_ROUTER_RANK, slots::Slot};
 use crate::device::status::Status;
 use crate::ops::grouped::{Rows, cuda::rows_word};
+use crate::ops::route::{Select, Weighting};
 use std::collections::BTreeMap;
 
 const HEADER: &str = include_str!("../../../kernels/params.cuh");
@@ -146,6 +147,24 @@ fn constants_are_alike() {
         ("RANK_SUM", output_word(crate::ops::Output::RankSum)),
     ]);
     expected.extend(Status::CONSTANTS);
+    let weightings = [
+        "SOFTMAX_SELECTED",
+        "SOFTMAX_ALL",
+        "SOFTMAX_ALL_RENORMALISED",
+        "SOFTMAX_TWICE",
+        "ABOVE_THRESHOLD",
+        "SIGMOID",
+        "UNIFORM",
+        "SCORE_ITSELF",
+    ];
+    expected.extend(weightings.into_iter().zip(Weighting::ALL.map(weighting_word)));
+    expected.extend([
+        ("ROUTE_TOKENS", ROUTE_TOKENS),
+        ("ROUTE_TOP_K", ROUTE_TOP_K),
+        ("SELECT_TOP_K", select_word(Select::TopK)),
+        ("SELECT_THRESHOLD", select_word(Select::Threshold(0.5))),
+        ("SELECT_LEARNED", select_word(Select::LearnedThreshold(0.5))),
+    ]);
     assert_eq!(constants, expected);
 }
 
@@ -184,7 +203,7 @@ fn entries_of(text: &str) -> BTreeMap<&str, usize> {
 
 fn bytes_of(kernel: Kernel) -> usize {
     match kernel {
-        Kernel::Route => size_of::<RouteParams>(),
+        Kernel::RouteFew | Kernel::RouteMany => size_of::<RouteParams>(),
         Kernel::PlanOne | Kernel::PlanChunks | Kernel::PlanScan | Kernel::PlanPlace => {
             size_of::<PlanParams>()
         }

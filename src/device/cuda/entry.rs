@@ -7,8 +7,10 @@ use crate::ops::Form;
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Scores, selection, weights: a block per token.
-    Route,
+    /// Scores, selection, weights: a token.
+    RouteFew,
+    /// 8 tokens.
+    RouteMany,
     /// A plan of at most one chunk.
     PlanOne,
     /// The first of three steps: every chunk sorted.
@@ -75,8 +77,9 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 26] = [
-        Self::Route,
+    pub const ALL: [Self; 27] = [
+        Self::RouteFew,
+        Self::RouteMany,
         Self::PlanOne,
         Self::PlanChunks,
         Self::PlanScan,
@@ -107,7 +110,8 @@ impl Kernel {
     /// Name without element types, threads of a block, and which element types follow the name.
     const fn row(self) -> (&'static str, u32, Named) {
         match self {
-            Self::Route => ("route", 256, Named::X),
+            Self::RouteFew => ("route_few", 256, Named::X),
+            Self::RouteMany => ("route_many", 256, Named::X),
             Self::PlanOne => ("plan_one", 256, Named::Nothing),
             Self::PlanChunks => ("plan_chunks", 256, Named::Nothing),
             Self::PlanScan => ("plan_scan", 1024, Named::Nothing),

@@ -1,6 +1,7 @@
 //! What a launch hands over: the structs of `kernels/params.cuh`, field by field.
 
 use crate::adapter::slots::Slot;
+use crate::ops::route::{Select, Weighting};
 use bytemuck::{Pod, Zeroable};
 
 /// Routes of one expert in a tile of the plan.
@@ -12,6 +13,11 @@ pub(crate) const CHUNK_TOKENS: u32 = 64;
 
 /// Most routes of a call of fused_few.
 pub(crate) const FEW_ROUTES: u32 = 256;
+
+/// Tokens of a block of route_many.
+pub(crate) const ROUTE_TOKENS: u32 = 8;
+/// Most selected experts of a call of route_many.
+pub(crate) const ROUTE_TOP_K: u32 = 64;
 
 /// Most rows of A of a call of fused_gate.
 pub(crate) const GATE_ROWS: u32 = 512;
@@ -56,6 +62,8 @@ pub(crate) struct RouteParams {
     pub(crate) x: Address,
     pub(crate) weight: Address,
     pub(crate) bias: Address,
+    pub(crate) offsets: Address,
+    pub(crate) lists: Address,
     pub(crate) topk_ids: Address,
     pub(crate) topk_weights: Address,
     pub(crate) status: Address,
@@ -65,9 +73,17 @@ pub(crate) struct RouteParams {
     pub(crate) x_stride: u32,
     pub(crate) experts: u32,
     pub(crate) top_k: u32,
-    pub(crate) softmax_all: u32,
+    pub(crate) shared: u32,
+    pub(crate) requests: u32,
+    pub(crate) select: u32,
+    pub(crate) weighting: u32,
+    pub(crate) sums_all: u32,
+    pub(crate) standardised: u32,
+    pub(crate) absolute: u32,
+    pub(crate) threshold: f32,
     pub(crate) x_vector: u32,
     pub(crate) w_vector: u32,
+    pub(crate) unused: u32,
 }
 
 /// One launch of shrink.
@@ -308,6 +324,29 @@ impl Params for GroupedParams {}
 impl Params for FusedParams {}
 impl Params for GateParams {}
 impl Params for ConcatParams {}
+
+/// Values of `select` in [`RouteParams`].
+pub(crate) const fn select_word(select: Select) -> u32 {
+    match select {
+        Select::TopK => 0,
+        Select::Threshold(_) => 1,
+        Select::LearnedThreshold(_) => 2,
+    }
+}
+
+/// Values of `weighting` in [`RouteParams`].
+pub(crate) const fn weighting_word(weighting: Weighting) -> u32 {
+    match weighting {
+        Weighting::SoftmaxSelected => 0,
+        Weighting::SoftmaxAll => 1,
+        Weighting::SoftmaxAllRenormalised => 2,
+        Weighting::SoftmaxTwice => 3,
+        Weighting::AboveThreshold => 4,
+        Weighting::Sigmoid => 5,
+        Weighting::Uniform => 6,
+        Weighting::Score => 7,
+    }
+}
 
 /// Values of `output` in [`ShrinkParams`] and [`ExpandParams`].
 pub(crate) const fn output_word(output: crate::ops::Output) -> u32 {

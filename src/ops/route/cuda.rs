@@ -1,11 +1,35 @@
 //! Route on CUDA.
 
-use super::{Allow, MAX_TOP_K, OP, Sizes, Weighting, grid};
+use super::{Allow, MAX_TOP_K, OP, Rule, Select, Sizes, Weighting};
 use crate::adapter::LinearRouter;
-use crate::device::cuda::{self, Cuda, Entry, Kernel, Launch, Memory, View, ViewMut, params::RouteParams};
-use crate::element::Element;
+use crate::device::cuda::params::{ROUTE_TOKENS, ROUTE_TOP_K, RouteParams, select_word, weighting_word};
+use crate::device::cuda::{self, Cuda, Entry, Kernel, Launch, Memory, Offer, View, ViewMut};
+use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::{Form, live_tokens_address, word};
+
+/// Tokens from which on tiles of them are taken: where reading the router once a token from the second-level cache takes as
+/// long, on a device of about 100 multiprocessors, as one of them takes to multiply it by 8 tokens.
+const MANY_TOKENS: usize = 128;
+
+/// The launch on CUDA: a block per token, or, of many tokens and up to 64 selected experts, per 8, which share what they read
+/// of the router.
+pub fn grid(sizes: &Sizes, x: ElementType, offer: &Offer) -> Launch {
+    let many =
+        (offer.batch_invariant || sizes.tokens >= MANY_TOKENS) && sizes.rule.top_k <= ROUTE_TOP_K as usize;
+    let (kernel, form, rows) = match many {
+        false => (Kernel::RouteFew, Form::Few, 1),
+        true => (Kernel::RouteMany, Form::Many, ROUTE_TOKENS as usize),
+    };
+    let tokens = if sizes.rule.width() == 0 { 0 } else { sizes.tokens };
+    Launch::over(Entry::of(kernel, x), form, tokens.div_ceil(rows), 1, 1)
+}
+
+/// Whether a rule asks for the sum over all experts that a token may take.
+fn sums_all(rule: &Rule) -> bool {
+    use Weighting::{AboveThreshold, SoftmaxAll, SoftmaxTwice};
+    rule.select != Select::TopK || [SoftmaxAll, SoftmaxTwice, AboveThreshold].contains(&rule.weighting)
+}
 
 /// A linear router's parameters in a CUDA device's memory.
 #[derive(Debug)]
@@ -36,7 +60,8 @@ impl CudaRouter {
 }
 
 impl Cuda {
-    /// See the [module](super). A score that is not finite sets the status word. `live_tokens` is one word: tokens from there
+    /// See the [module](super). A score that is not finite sets the status word. The offsets of `allow` are read on the device, which
+    /// trusts their order: of others any of the lists may be a token's. `live_tokens` is one word: tokens from there
     /// on are neither read nor written.
     #[expect(clippy::too_many_arguments, reason = "sizes, inputs, outputs: the order on every device")]
     pub fn route<X: Element>(
@@ -55,17 +80,12 @@ impl Cuda {
         if rule.top_k > MAX_TOP_K {
             return Err(Error::argument(OP, "top_k", format!("at most {MAX_TOP_K} on CUDA"), rule.top_k));
         }
-        if !rule.is_plain() || !router.router.is_linear() || allow.is_some() {
-            return Err(Error::argument(
-                OP,
-                "rule",
-                "a plain choice of linear scores so far",
-                format!("{rule:?}"),
-            ));
-        }
+        let requests = allow.map_or(Ok(0), |allow| allow.requests(sizes.experts, |view| view.len()))?;
         let memory = [
             ("router", router.weight.stream()),
             ("x", x.stream()),
+            ("allow.offsets", allow.and_then(|allow| allow.offsets.stream())),
+            ("allow.lists", allow.and_then(|allow| allow.lists.stream())),
             ("live_tokens", live_tokens.and_then(View::stream)),
             ("topk_ids", topk_ids.stream()),
             ("topk_weights", topk_weights.stream()),
@@ -76,6 +96,8 @@ impl Cuda {
             x: x.address(),
             weight,
             bias: router.bias.as_ref().map_or(0, |b| b.address()),
+            offsets: allow.map_or(0, |allow| allow.offsets.address()),
+            lists: allow.map_or(0, |allow| allow.lists.address()),
             topk_ids: topk_ids.address(),
             topk_weights: topk_weights.address(),
             status: self.status_address(),
@@ -85,11 +107,21 @@ impl Cuda {
             x_stride: word(OP, "x_stride", sizes.x_stride)?,
             experts: word(OP, "experts", sizes.experts)?,
             top_k: word(OP, "top_k", rule.top_k)?,
-            softmax_all: u32::from(rule.weighting == Weighting::SoftmaxAll),
+            shared: word(OP, "shared", rule.shared)?,
+            requests: word(OP, "allow.offsets", requests + 1)? - 1,
+            select: select_word(rule.select),
+            weighting: weighting_word(rule.weighting),
+            sums_all: sums_all(&rule).into(),
+            standardised: router.router.is_standardised().into(),
+            absolute: router.router.is_absolute().into(),
+            threshold: match rule.select {
+                Select::TopK => 0.0,
+                Select::Threshold(threshold) | Select::LearnedThreshold(threshold) => threshold,
+            },
             x_vector: cuda::is_vector(x.address(), sizes.x_stride, size_of::<X>()).into(),
             w_vector: cuda::is_vector(weight, sizes.in_features, size_of::<f32>()).into(),
+            unused: 0,
         };
-        let entry = Entry::of(Kernel::Route, X::TYPE);
-        self.launch(OP, &Launch::over(entry, Form::Many, grid(sizes), 1, 1), &params)
+        self.launch(OP, &grid(sizes, X::TYPE, &self.offer()), &params)
     }
 }

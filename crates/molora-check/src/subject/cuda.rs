@@ -189,11 +189,13 @@ impl<'a, X: Element> Ready<'a, X> {
             Op::Route => {
                 let router = self.router.as_ref().expect("made for this operation");
                 let (mut ids, mut weights) = (self.ids.view_mut(cuda)?, self.weights.view_mut(cuda)?);
-                let views = match &self.allow {
-                    Some((offsets, lists)) => {
-                        Some((View::new(cuda, offsets.slice(..))?, View::new(cuda, lists.slice(..))?))
+                // Of no requests the slice of lists is longer: none is empty.
+                let views = match (&self.allow, &inputs.allow) {
+                    (Some((offsets, lists)), Some(host)) => {
+                        let len = host.as_allow().lists.len();
+                        Some((View::new(cuda, offsets.slice(..))?, View::new(cuda, lists.slice(..len))?))
                     }
-                    None => None,
+                    _ => None,
                 };
                 let allow = views.as_ref().map(|(offsets, lists)| Allow { offsets, lists });
                 cuda.route(&inputs.route_sizes(), router, &x, allow, None, &mut ids, &mut weights)

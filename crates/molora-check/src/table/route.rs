@@ -19,6 +19,11 @@ impl Table {
             (c.experts, c.tokens, c.top_k) = (experts, 5, 8);
         });
         self.each(&[1, 3, 4, 6, 8], |c, top_k| c.top_k = top_k);
+        // Tokens around a GPU's tiles of them, and selections around those of its tiles and its largest.
+        self.each(&[127, 128, 129, 135, 136, 137], |c, tokens| (c.tokens, c.scoring.masked) = (tokens, true));
+        self.each(&[31, 32, 33, 63, 64, 65, 128, 255, 256], |c, top_k| {
+            (c.tokens, c.experts, c.top_k, c.weighting) = (130, 300, top_k, Weighting::SoftmaxAll);
+        });
         for weighting in Weighting::ALL.into_iter().filter(|w| *w != Weighting::AboveThreshold) {
             self.all_pairs(|c| (c.weighting, c.bias) = (weighting, true));
             self.all_pairs(|c| (c.weighting, c.routing, c.top_k) = (weighting, Routing::Ties, 4));
@@ -77,7 +82,7 @@ impl Table {
             (c.scoring.shared, c.scoring.masked) = (shared, shared == 2);
             c.scoring.threshold = if shared == 5 { Threshold::Fixed } else { Threshold::None };
         });
-        self.each(&[0, 1, 200], |c, tokens| {
+        self.each(&[0, 1, 128, 200], |c, tokens| {
             (c.tokens, c.scoring) = (tokens, ALL_AT_ONCE);
             (c.experts, c.weighting) = (40, Weighting::AboveThreshold);
         });
