@@ -53,7 +53,14 @@ impl<'a> Binding<'a> {
 
     /// Words, read.
     pub(crate) fn words(name: &'static str, view: View<'a, u32>) -> Self {
-        Self { name, tensor: Tensor::Words, access: Access::Read, buffer: view.buffer, range: view.bytes() }
+        Self {
+            name,
+            tensor: Tensor::Words,
+            access: Access::Read,
+            buffer: view.buffer,
+            range: view.bytes(),
+            pool: None,
+        }
     }
 
     /// Rows of elements, read by fours where their places allow it.
