@@ -17,12 +17,12 @@ use crate::error::{Error, Result};
 use crate::layer::{Base, MoeLora, Router, Routing, Rows};
 #[cfg(feature = "wgpu")]
 use crate::layer::{RoutingView, Workspace};
-use crate::ops::check_len;
 use crate::ops::fused::cost::Choice;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::ops::route::Allow;
 #[cfg(feature = "wgpu")]
 use crate::ops::route::WgpuRouter;
+use crate::ops::{Output, check_len};
 
 /// One of the devices.
 #[derive(Debug, Clone)]
@@ -177,6 +177,26 @@ impl<X: Element> HostLayer<X> {
         Ok(Self { inner, sizes })
     }
 
+    /// What the experts' products become; `Sum` unless said otherwise.
+    pub fn with_output(mut self, output: Output) -> Self {
+        self.inner = match self.inner {
+            Inner::Cpu { layer, weight, bias, workspace } => {
+                Inner::Cpu { layer: Box::new(layer.with_output(output)), weight, bias, workspace }
+            }
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, weight, bias, .. } => {
+                let layer = Box::new(layer.with_output(output));
+                Inner::Cuda { layer, weight, bias, buffers: Box::default() }
+            }
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu { layer, weight, bias, .. } => {
+                let layer = Box::new(layer.with_output(output));
+                Inner::Wgpu { layer, weight, bias, buffers: Box::default() }
+            }
+        };
+        self
+    }
+
     /// The adapter that scores the others, for [`Router::RankAttention`]; before the first adapter. Its own scaling counts for
     /// nothing.
     pub fn set_attention(&mut self, router: &Lora) -> Result<()> {
@@ -239,15 +259,26 @@ impl<X: Element> HostLayer<X> {
         }
     }
 
-    /// `y += experts`.
+    /// `y += experts`; y `[tokens, out_features]`, or `[tokens * top_k, out_features]` where the output is a row per route.
     pub fn forward_delta(&mut self, tokens: usize, x: &[X], routing: Routing, y: &mut [X]) -> Result<()> {
         self.run(tokens, x, routing, y, false)
+    }
+
+    /// Rows of y.
+    fn y_rows(&self, tokens: usize) -> usize {
+        match &self.inner {
+            Inner::Cpu { layer, .. } => layer.y_rows(tokens),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda { layer, .. } => layer.y_rows(tokens),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu { layer, .. } => layer.y_rows(tokens),
+        }
     }
 
     fn run(&mut self, tokens: usize, x: &[X], mut routing: Routing, y: &mut [X], base: bool) -> Result<()> {
         let PoolSizes { in_features, out_features, .. } = self.sizes;
         check_len("layer", "x", tokens.saturating_mul(in_features), x.len())?;
-        check_len("layer", "y", tokens.saturating_mul(out_features), y.len())?;
+        check_len("layer", "y", self.y_rows(tokens).saturating_mul(out_features), y.len())?;
         let rows = Rows { tokens, x_stride: in_features, y_stride: out_features };
         match &mut self.inner {
             Inner::Cpu { layer, weight, bias, workspace } => {
@@ -374,7 +405,7 @@ impl Buffers {
                 routes,
                 workspace_bytes: bytes,
                 x: wgpu.storage("x", (tokens * sizes.in_features * element) as u64)?,
-                y: wgpu.storage("y", (tokens * sizes.out_features * element) as u64)?,
+                y: wgpu.storage("y", (layer.y_rows(tokens) * sizes.out_features * element) as u64)?,
                 topk_ids: wgpu.storage("topk_ids", routes as u64 * 4)?,
                 topk_weights: wgpu.storage("topk_weights", routes as u64 * 4)?,
                 workspace: layer.workspace(tokens)?,

@@ -201,6 +201,11 @@ impl<D: Place> MoeLora<D> {
         Self { output, ..self }
     }
 
+    /// Rows of y of a call over `tokens` tokens: one per route for `PerRoute`, one per token otherwise.
+    pub fn y_rows(&self, tokens: usize) -> usize {
+        self.output.y_rows(tokens, self.router.top_k())
+    }
+
     /// The device.
     pub fn device(&self) -> &D {
         &self.device

@@ -9,6 +9,7 @@
 //! - [`ops`]: its operations, one file each: `route`, `plan`, `shrink`, `base`, `expand`, and `fused` and `grouped`, base and
 //!   experts in one product;
 //! - [`device`]: [`Cpu`], `Cuda` and `Wgpu`, the only places that know threads, SIMD, cudarc and wgpu;
+//! - [`preset`]: the published systems by name;
 //! - [`retrieval`]: which adapters suit a request, by the embedding of its text;
 //! - [`host`]: a device chosen at run time, host slices in and out;
 //! - [`trace`]: which adapters each token took, counters, JSON lines;
@@ -21,6 +22,7 @@ pub mod error;
 pub mod host;
 pub mod layer;
 pub mod ops;
+pub mod preset;
 pub mod retrieval;
 pub mod trace;
 

@@ -114,7 +114,7 @@ impl<X: Element> Buffers<X> {
                 routes,
                 workspace_bytes: bytes,
                 x: cuda.alloc(tokens * sizes.in_features)?,
-                y: cuda.alloc(tokens * sizes.out_features)?,
+                y: cuda.alloc(layer.y_rows(tokens) * sizes.out_features)?,
                 topk_ids: cuda.alloc(routes)?,
                 topk_weights: cuda.alloc(routes)?,
                 workspace: layer.workspace(tokens)?,

@@ -43,6 +43,7 @@ fn gates(x: &[f32], module: &Module, setting: &Setting) -> Vec<f64> {
             let sum: f64 = gates.iter().sum();
             gates.iter().map(|gate| gate / sum).collect()
         }
+        other => panic!("{other}: tested in systems.rs"),
     }
 }
 

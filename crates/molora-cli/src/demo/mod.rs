@@ -1,10 +1,12 @@
 //! `molora demo`: a small language model whose last layers carry a mixture of LoRA experts.
 
 pub mod files;
+pub mod gates;
 pub mod golden;
 pub mod perplexity;
 pub mod prompt;
 pub mod report;
+pub mod systems;
 
 use crate::engine::linear::Seen;
 use crate::engine::mixture::Mixture;
@@ -43,6 +45,12 @@ pub struct DemoArgs {
     /// Seed of the random numbers of --temperature
     #[arg(long, value_name = "N", default_value_t = 0, requires = "prompt")]
     pub seed: u64,
+    /// Published systems beside the bare model, the single experts and their average, instead of the demo's own settings
+    #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',', conflicts_with = "prompt")]
+    pub system: Vec<systems::System>,
+    /// Another sentence encoder for --system ramole, as `molora retrieve` takes [default: fetched once]
+    #[arg(long, value_name = "DIR")]
+    pub encoder: Option<PathBuf>,
     /// All held-out sequences, not only the first four of each domain
     #[arg(long)]
     pub full: bool,
@@ -91,6 +99,10 @@ fn temperature(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub fn run(args: &DemoArgs) -> Result<()> {
     let mut demo = Demo::load(args)?;
+    if !args.system.is_empty() {
+        println!("{}", systems::run(&mut demo, args)?);
+        return Ok(());
+    }
     match &args.prompt {
         Some(text) => demo.answer(args, text),
         None => {
@@ -122,7 +134,10 @@ impl Demo {
         let device = Device::by_name(&args.device).context("--device")?;
         let experts = files::given_or_own(args.experts.as_deref(), "experts", "experts")?;
         let routers = files::given_or_own(args.routers.as_deref(), "routers.safetensors", "routers")?;
-        let mixture = Mixture::load(&experts, &routers, args.order.as_deref())?;
+        let mut mixture = Mixture::load(&experts, &routers, args.order.as_deref())?;
+        if args.system.contains(&systems::System::Ramole) {
+            systems::add_attention(&mut mixture)?;
+        }
         let path = match &args.model {
             Some(path) => files::given_or_own(Some(path), "", "model")?,
             None => crate::fetch::model()?,

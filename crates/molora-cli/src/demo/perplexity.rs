@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Sequences that run side by side: large products, and little memory.
-const BATCH: usize = 4;
+pub(super) const BATCH: usize = 4;
 
 /// Domain to sequences of ids, all of one length within a domain.
 pub type HeldOut = BTreeMap<String, Vec<Vec<u32>>>;
@@ -58,7 +58,7 @@ pub fn evaluate(
                 bar.set_message(format!("{domain} {setting}"));
                 let mut pass = Pass { setting, cache: None, observer: None };
                 let h = model.run(model.expert_layers(), x.clone(), &mut pass)?;
-                *nll += batch_nll(model, &h, &ids)?;
+                *nll += sequences_nll(model, &h, &ids)?.iter().sum::<f64>();
                 tokens += ids.iter().map(|ids| ids.len()).sum::<usize>();
                 bar.inc(1);
             }
@@ -71,20 +71,20 @@ pub fn evaluate(
     Ok(Evaluation { perplexity, tokens, time: start.elapsed() })
 }
 
-/// Sum over a batch. One sequence at a time: all logits at once would take 800 MB.
-fn batch_nll(model: &Model, h: &Tensor, ids: &[&[u32]]) -> Result<f64> {
-    let mut sum = 0.0;
+/// Of each sequence. One at a time: all logits at once would take 800 MB.
+pub(super) fn sequences_nll(model: &Model, h: &Tensor, ids: &[&[u32]]) -> Result<Vec<f64>> {
+    let mut sums = Vec::new();
     for (row, ids) in ids.iter().enumerate() {
         // The last token predicts nothing that is known.
         let h = h.get(row)?.narrow(0, 0, ids.len() - 1)?;
         let logits = model.logits(&h)?;
         let width = logits.dim(1)?;
-        sum += with_slice(&logits, |logits| {
+        sums.push(with_slice(&logits, |logits| {
             let rows = logits.par_chunks_exact(width).zip(&ids[1..]);
             rows.map(|(logits, &id)| log_sum_exp(logits) - f64::from(logits[id as usize])).sum::<f64>()
-        })?;
+        })?);
     }
-    Ok(sum)
+    Ok(sums)
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {

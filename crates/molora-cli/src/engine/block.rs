@@ -66,6 +66,16 @@ impl Block {
         self.linears.iter().filter_map(Linear::experts)
     }
 
+    /// Where they stand.
+    pub fn expert_projections(&self) -> impl Iterator<Item = Projection> + '_ {
+        Projection::ALL.into_iter().filter(|&p| self.linears[p as usize].experts().is_some())
+    }
+
+    /// One of them, to be changed.
+    pub fn expert_linear_mut(&mut self, projection: Projection) -> Option<&mut ExpertLinear> {
+        self.linears[projection as usize].experts_mut()
+    }
+
     /// `x` is `[sequences, tokens, hidden]`.
     pub fn forward(
         &mut self,
@@ -135,7 +145,7 @@ fn expected_shape(config: &Config, projection: Projection) -> (Option<usize>, Op
 fn in_gguf_order(module: &Module, config: &Config, projection: Projection) -> Result<Module> {
     let mut module = module.clone();
     if let Some(heads) = projection.rotated_heads(config) {
-        for lora in module.experts.iter_mut().flatten() {
+        for lora in module.experts.iter_mut().chain([&mut module.attention]).flatten() {
             let (a, b): (Vec<f32>, Vec<f32>) = (lora.a().collect(), lora.b().collect());
             let b = interleave_rows(&b, lora.rank(), heads);
             *lora = Lora::new(lora.in_features(), lora.out_features(), lora.rank(), lora.scaling(), &a, &b)?;

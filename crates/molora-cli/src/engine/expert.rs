@@ -9,7 +9,7 @@ use molora::adapter::slots::PoolSizes;
 use molora::adapter::{LinearRouter, Lora};
 use molora::host::{Device as LoraDevice, HostLayer};
 use molora::layer;
-use molora::ops::route::Weighting;
+use molora::preset::{Parameters, Preset};
 use molora::{ElementType, Router};
 use std::collections::BTreeMap;
 
@@ -20,6 +20,8 @@ pub struct ExpertLinear {
     experts: usize,
     layer: HostLayer<f32>,
     router: LinearRouter,
+    /// `[experts, in]`, where there are some.
+    gates: Vec<f32>,
     /// What the layer's router was set for.
     setting: Setting,
     /// Calls by form.
@@ -53,6 +55,9 @@ impl ExpertLinear {
         let sizes =
             PoolSizes { in_features, out_features, experts, rank_capacity, element: ElementType::F32 };
         let mut layer = HostLayer::new(device, sizes, Router::External { top_k: 0 }, base, None)?;
+        if let Some(router) = &module.attention {
+            layer.set_attention(router)?;
+        }
         for (slot, lora) in loras.into_iter().enumerate() {
             layer.put(slot, lora)?;
         }
@@ -63,6 +68,7 @@ impl ExpertLinear {
             experts,
             layer,
             router,
+            gates: Vec::new(),
             setting: Setting::Base,
             forms: Forms::new(),
         })
@@ -81,6 +87,14 @@ impl ExpertLinear {
     /// The router that this linear asks.
     pub fn router(&self) -> &LinearRouter {
         &self.router
+    }
+
+    /// The gates of [`Setting::Phatgoose`], `[experts, in]`.
+    pub fn set_gates(&mut self, gates: Vec<f32>) -> Result<()> {
+        // A router that was built from others goes.
+        self.layer.set_router(Router::External { top_k: 0 })?;
+        (self.gates, self.setting) = (gates, Setting::Base);
+        Ok(())
     }
 
     /// The calls so far.
@@ -105,9 +119,11 @@ impl ExpertLinear {
                 routing.fill(tokens, &all);
             }
             Setting::Top(k) => routing.fill(tokens, &vec![(0, 0.0); *k]),
+            Setting::Phatgoose => routing.fill(tokens, &vec![(0, 0.0); self.experts.min(2)]),
+            Setting::Requests(sets) | Setting::Attended(sets) => routing.fill_sequences(tokens, sets)?,
         }
         if self.setting != *setting {
-            self.layer.set_router(self.lora_router(setting, routing.top_k))?;
+            self.layer.set_router(self.lora_router(setting, routing.top_k)?)?;
             self.setting = setting.clone();
         }
         let taken = layer::Routing::new(&mut routing.ids, &mut routing.weights);
@@ -117,10 +133,16 @@ impl ExpertLinear {
     }
 
     /// The linear's own router where the setting asks it, else ids that come with the call.
-    fn lora_router(&self, setting: &Setting, top_k: usize) -> Router<LinearRouter> {
-        match setting {
-            Setting::Top(_) => Router::best(self.router.clone(), top_k, Weighting::SoftmaxSelected),
-            _ => Router::External { top_k },
-        }
+    fn lora_router(&self, setting: &Setting, top_k: usize) -> molora::Result<Router<LinearRouter>> {
+        let (preset, parameters) = match setting {
+            Setting::Top(_) => (Preset::MingMoe, Parameters::Linear(self.router.clone())),
+            Setting::Phatgoose => {
+                let (experts, in_features) = (self.experts, self.in_features);
+                (Preset::Phatgoose, Parameters::Gates { experts, in_features, v: &self.gates })
+            }
+            Setting::Attended(_) => return Ok(Router::RankAttention { top_k }),
+            _ => return Ok(Router::External { top_k }),
+        };
+        Ok(preset.build(parameters, Some(top_k))?.router)
     }
 }

@@ -89,6 +89,14 @@ impl Linear {
         }
     }
 
+    /// Its experts, to be changed.
+    pub fn experts_mut(&mut self) -> Option<&mut ExpertLinear> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Experts { linear, .. } => Some(linear),
+        }
+    }
+
     /// `x` is `[tokens, in]`.
     pub fn forward(
         &mut self,

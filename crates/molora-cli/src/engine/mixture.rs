@@ -14,6 +14,8 @@ pub struct Module {
     pub experts: Vec<Option<Lora>>,
     /// Its rows are the experts.
     pub router: LinearRouter,
+    /// The adapter that scores the experts in [`Setting::Attended`](super::setting::Setting).
+    pub attention: Option<Lora>,
 }
 
 /// All experts of a model.
@@ -68,7 +70,7 @@ impl Mixture {
                 names.len(),
                 router.experts()
             );
-            modules.insert((layer, projection), Module { experts, router });
+            modules.insert((layer, projection), Module { experts, router, attention: None });
         }
         for (layer, linear) in routers.keys() {
             tracing::warn!("{file}: layers.{layer}.{linear}.router: no expert changes this linear: left out");

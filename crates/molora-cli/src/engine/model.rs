@@ -2,9 +2,10 @@
 
 use super::block::Block;
 use super::config::Config;
-use super::expert::Forms;
+use super::expert::{ExpertLinear, Forms};
 use super::linear::Observer;
 use super::mixture::Mixture;
+use super::projection::Projection;
 use super::setting::Setting;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::Content;
@@ -121,6 +122,22 @@ impl Model {
             linear.forms().iter().for_each(|(form, calls)| *forms.entry(form).or_default() += calls);
         }
         forms
+    }
+
+    /// One linear with experts, to be changed; `None` where there is none.
+    pub fn expert_linear_mut(
+        &mut self,
+        (layer, projection): (usize, Projection),
+    ) -> Option<&mut ExpertLinear> {
+        self.blocks.get_mut(layer)?.expert_linear_mut(projection)
+    }
+
+    /// The places of all linears with experts.
+    pub fn expert_places(&self) -> Vec<(usize, Projection)> {
+        let at = |(layer, block): (usize, &Block)| {
+            block.expert_projections().map(move |p| (layer, p)).collect::<Vec<_>>()
+        };
+        self.blocks.iter().enumerate().flat_map(at).collect()
     }
 
     /// An empty cache.

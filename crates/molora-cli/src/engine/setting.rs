@@ -1,5 +1,6 @@
 //! Which experts a token gets, and what was chosen.
 
+use molora::preset::Given;
 use std::fmt;
 
 /// How the experts of every adapted linear are chosen.
@@ -18,6 +19,12 @@ pub enum Setting {
     Top(usize),
     /// Every expert with the same weight.
     Uniform,
+    /// The linear's gates, as PHATGOOSE scores them.
+    Phatgoose,
+    /// Every sequence of a call takes its own experts, with the same weight each; none is the bare model.
+    Requests(Vec<Vec<usize>>),
+    /// The same, weighed token by token by RAMoLE's attention.
+    Attended(Vec<Vec<usize>>),
 }
 
 impl Setting {
@@ -42,6 +49,9 @@ impl fmt::Display for Setting {
             Self::Expert { name, .. } => write!(f, "expert:{name}"),
             Self::Top(k) => write!(f, "top{k}"),
             Self::Uniform => f.write_str("uniform"),
+            Self::Phatgoose => f.write_str("phatgoose"),
+            Self::Requests(_) => f.write_str("per-request"),
+            Self::Attended(_) => f.write_str("ramole"),
         }
     }
 }
@@ -61,7 +71,19 @@ impl Routing {
     /// The experts of one token with their weights, the best first.
     pub fn of(&self, token: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
         let range = token * self.top_k..(token + 1) * self.top_k;
-        self.ids[range.clone()].iter().map(|&id| id as usize).zip(self.weights[range].iter().copied())
+        let of = self.ids[range.clone()].iter().zip(&self.weights[range]);
+        of.filter_map(|(&id, &weight)| Some((usize::try_from(id).ok()?, weight)))
+    }
+
+    /// The experts of each of some sequences of as many tokens, with the same weight each.
+    pub fn fill_sequences(&mut self, tokens: usize, sets: &[Vec<usize>]) -> molora::Result<()> {
+        let mut given = Given::new(sets.iter().map(Vec::len).max().unwrap_or(0));
+        for set in sets {
+            given.push_evenly(tokens / sets.len(), set)?;
+        }
+        self.top_k = given.top_k();
+        (self.ids, self.weights) = (given.topk_ids().to_vec(), given.topk_weights().to_vec());
+        Ok(())
     }
 
     /// The same experts and weights for every one of `tokens`.

@@ -61,7 +61,11 @@ pub fn module(seed: u64, out_features: usize, in_features: usize, sparse: bool) 
     };
     let (weight, bias) = (random(seed * 30, 3 * in_features), random(seed * 40, 3));
     let router = LinearRouter::new(3, in_features, &weight, Some(&bias)).unwrap();
-    Module { experts: vec![Some(lora(0, 1)), Some(lora(1, 4)), (!sparse).then(|| lora(2, 2))], router }
+    Module {
+        experts: vec![Some(lora(0, 1)), Some(lora(1, 4)), (!sparse).then(|| lora(2, 2))],
+        router,
+        attention: None,
+    }
 }
 
 /// Experts on the query of layer 1, and on gate and down of layer 2.
