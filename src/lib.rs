@@ -6,8 +6,8 @@
 //!
 //! - [`adapter`]: LoRA files into checked factors, and the pool's books;
 //! - [`layer`]: [`MoeLora`], the layer on one device; read it first;
-//! - [`ops`]: its operations, one file each: `route`, `plan`, `shrink`, `base`, `expand`, and `fused` and `grouped`, base and
-//!   experts in one product;
+//! - [`ops`]: its operations, one file each: `route`, `plan`, `shrink`, `attend`, `base`, `expand`, and `fused` and `grouped`,
+//!   base and experts in one product;
 //! - [`device`]: [`Cpu`], `Cuda` and `Wgpu`, the only places that know threads, SIMD, cudarc and wgpu;
 //! - [`preset`]: the published systems by name;
 //! - [`retrieval`]: which adapters suit a request, by the embedding of its text;

@@ -385,7 +385,8 @@ fn errors_name_operation_argument_expected_and_got() {
     pool.set_attention(&problem.router.lora()).unwrap();
     problem.experts.iter().for_each(|e| pool.add(&e.lora()).map(drop).unwrap());
     let plan = cpu.plan(&plan::Sizes { tokens: 2, top_k: 2, experts: 2 }, &pool, &[0, 1, 1, -1]).unwrap();
-    let call = |change: &dyn Fn(&mut attend::Sizes, &mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>)| {
+    type Change = dyn Fn(&mut attend::Sizes, &mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>);
+    let call = |change: &Change| {
         let mut sizes = attend::Sizes { tokens: 2, top_k: 2, in_features: 12, x_stride: 12, h_stride: 5 };
         let (mut x, mut h, mut weights) = (vec![1.0; 24], vec![0.5; 20], vec![f32::NAN; 4]);
         change(&mut sizes, &mut x, &mut h, &mut weights);

@@ -10,10 +10,6 @@ use crate::ops::{Form, check_equal, word};
 impl Cuda {
     /// See the [module](super). Slots that changed since the plan are skipped, and scores that are not finite give a token
     /// weights of 0, both with a bit in the status word. Tokens behind the plan's live ones are neither read nor written.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "sizes, plan, pool, inputs, output: the order on every device"
-    )]
     pub fn attend<X: Element>(
         &self,
         sizes: &Sizes,
