@@ -36,13 +36,13 @@ impl<X: Element> Kernel for Moment<'_, X> {
             let mut sums = [S::splat(0.0); 4];
             let minus = S::splat(-mean.unwrap_or(0.0));
             for i in (0..whole).step_by(4 * S::LANES) {
-                for n in 0..4 {
+                for (n, sum) in sums.iter_mut().enumerate() {
                     let v = S::load(row.as_ptr().add(i + n * S::LANES));
-                    sums[n] = match mean {
-                        None => S::add(sums[n], v),
+                    *sum = match mean {
+                        None => S::add(*sum, v),
                         Some(_) => {
                             let distance = S::add(v, minus);
-                            S::fma(distance, distance, sums[n])
+                            S::fma(distance, distance, *sum)
                         }
                     };
                 }
