@@ -64,6 +64,11 @@ impl Cpu {
         self.team.threads()
     }
 
+    /// Most rows of a tile.
+    pub(crate) fn tile_rows(&self) -> usize {
+        self.level.rows()
+    }
+
     /// Columns of a packed panel.
     pub(crate) fn panel_columns(&self) -> usize {
         self.level.columns()

@@ -2,16 +2,10 @@
 
 use super::{Allow, EPSILON, Sizes, select};
 use crate::adapter::LinearRouter;
-use crate::device::cpu::{Cpu, SharedMut, TASKS_A_THREAD, Tiles, Weight, with_scratch};
+use crate::device::cpu::{Cpu, Part, SharedMut, TASKS_A_THREAD, Tiles, Weight, with_scratch};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::sync::Mutex;
-
-/// Tokens whose scores are held at once.
-const TOKENS_AT_ONCE: usize = 1024;
-
-/// Scores below which one thread selects faster than several wake up.
-const ALONE: usize = 4096;
 
 /// A router's parameters as the CPU's kernels read them.
 #[derive(Debug, Clone)]
@@ -49,46 +43,53 @@ impl Cpu {
         router.weight.check(super::OP, self, linear.experts(), linear.in_features())?;
         allow.map_or(Ok(()), |allow| allow.check(sizes.experts))?;
         let Sizes { tokens, in_features, x_stride, rule, .. } = *sizes;
-        let (rows, width) = (linear.experts(), rule.width());
+        let width = rule.width();
         if width == 0 {
             return Ok(());
         }
-        let mut scores = vec![0f32; tokens.min(TOKENS_AT_ONCE) * rows];
+        let row = |t: usize| &x[t * x_stride..][..in_features];
         let (ids, weights) = (SharedMut::new(topk_ids), SharedMut::new(topk_weights));
         let failed = Mutex::new(None::<(usize, Error)>);
-        for first in (0..tokens).step_by(TOKENS_AT_ONCE) {
-            let count = TOKENS_AT_ONCE.min(tokens - first);
-            let row = |t: usize| &x[(first + t) * x_stride..][..in_features];
-            self.router_products(&router.weight, count, row, &mut scores);
-            let scores = SharedMut::new(&mut scores);
-            let token = |t: usize| {
-                let n = (first + t) * width;
-                // SAFETY: every token is one task.
-                let (ids, weights) = unsafe { (ids.part(n, width), weights.part(n, width)) };
-                // SAFETY: as above.
-                let scores = unsafe { scores.part(t * rows, rows) };
-                finish(self, linear, row(t), scores);
-                let list = allow.map(|allow| allow.list(sizes.experts, first + t));
-                if let Err(e) = select(&rule, first + t, scores, list, ids, weights) {
-                    let mut failed = failed.lock().unwrap_or_else(|p| p.into_inner());
-                    if failed.as_ref().is_none_or(|(earlier, _)| t < *earlier) {
-                        *failed = Some((t, e));
-                    }
+        let choose = |t: usize, scores: &mut [f32]| {
+            // SAFETY: every token is chosen for once.
+            let (ids, weights) = unsafe { (ids.part(t * width, width), weights.part(t * width, width)) };
+            finish(self, linear, row(t), scores);
+            let list = allow.map(|allow| allow.list(sizes.experts, t));
+            if let Err(e) = select(&rule, t, scores, list, ids, weights) {
+                let mut failed = failed.lock().unwrap_or_else(|p| p.into_inner());
+                if failed.as_ref().is_none_or(|(earlier, _)| t < *earlier) {
+                    *failed = Some((t, e));
                 }
-            };
-            if count * rows <= ALONE {
-                (0..count).for_each(token)
-            } else {
-                self.each(count, token)
             }
-            if let Some((_, e)) = failed.lock().unwrap_or_else(|p| p.into_inner()).take() {
-                return Err(e);
-            }
+        };
+        let block = self.block_tokens();
+        if tokens >= block * self.threads() {
+            // What a block packs stays in its core's cache.
+            self.each(tokens.div_ceil(block), |b| {
+                let first = b * block;
+                let tiles = Tiles::new(self, [block.min(tokens - first)], in_features, |t| row(first + t));
+                let all = Part { tiles: 0..tiles.tiles(), panels: 0..router.weight.panels() };
+                with_scratch(|[scratch, _]| {
+                    let mut sums = self.sums(&router.weight, &tiles, &all, &[], scratch);
+                    sums.rows.clone().for_each(|t| choose(first + t, sums.row(t)));
+                });
+            });
+        } else {
+            let mut scores = vec![0f32; tokens * linear.experts()];
+            self.router_products(&router.weight, tokens, row, &mut scores);
+            scores.chunks_mut(linear.experts().max(1)).enumerate().for_each(|(t, scores)| choose(t, scores));
+            // A router without experts has no scores to walk over.
+            (0..tokens).filter(|_| linear.experts() == 0).for_each(|t| choose(t, &mut []));
         }
-        Ok(())
+        failed.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), |(_, e)| Err(e))
     }
 
-    /// `scores[t, e] = <row(t), weight_e>`, `[count, experts]`.
+    /// Tokens that one thread packs, scores and chooses for at once: four tiles.
+    fn block_tokens(&self) -> usize {
+        4 * self.tile_rows()
+    }
+
+    /// `scores[t, e] = <row(t), weight_e>`, `[count, experts]`, the experts shared out.
     fn router_products<'a, X: Element>(
         &self,
         weight: &Weight<f32>,

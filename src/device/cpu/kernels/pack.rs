@@ -38,8 +38,14 @@ impl<X: Element> Kernel for Pack<'_, X> {
                 };
                 // SAFETY: as above.
                 unsafe { S::store_f32(wide.as_mut_ptr(), v) };
-                for (place, &v) in out[i..].iter_mut().step_by(m).zip(&wide) {
-                    *place = v;
+                if count == S::LANES {
+                    let first = out[i..].as_mut_ptr();
+                    for lane in 0..S::LANES {
+                        // SAFETY: `out` holds `count` rows of m, and i is below m.
+                        unsafe { *first.add(lane * m) = wide[lane] };
+                    }
+                } else {
+                    out[i..].iter_mut().step_by(m).zip(&wide).for_each(|(place, &v)| *place = v);
                 }
             }
         }
