@@ -115,7 +115,10 @@ fn errors_name_operation_argument_expected_and_got() {
         let wide = LinearRouter::new(6, 12, &[0f32; 72], None).unwrap();
         let router = Router::best(wide, 2, Weighting::SoftmaxAll);
         let refused = layer.set_router(router).unwrap_err().to_string();
-        assert_eq!(refused, "layer: router.experts: expected at most the pool's 5 slots, shared experts included, got 6");
+        assert_eq!(
+            refused,
+            "layer: router.experts: expected at most the pool's 5 slots, shared experts included, got 6"
+        );
         let greedy = LinearRouter::new(2, 12, &[0f32; 24], None).unwrap();
         let router = Router::best(greedy, 3, Weighting::SoftmaxAll);
         let refused = layer.set_router(router).unwrap_err().to_string();

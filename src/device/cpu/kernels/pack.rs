@@ -40,9 +40,9 @@ impl<X: Element> Kernel for Pack<'_, X> {
                 unsafe { S::store_f32(wide.as_mut_ptr(), v) };
                 if count == S::LANES {
                     let first = out[i..].as_mut_ptr();
-                    for lane in 0..S::LANES {
+                    for (lane, &v) in wide[..S::LANES].iter().enumerate() {
                         // SAFETY: `out` holds `count` rows of m, and i is below m.
-                        unsafe { *first.add(lane * m) = wide[lane] };
+                        unsafe { *first.add(lane * m) = v };
                     }
                 } else {
                     out[i..].iter_mut().step_by(m).zip(&wide).for_each(|(place, &v)| *place = v);
