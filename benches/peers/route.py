@@ -6,10 +6,11 @@
     benches/peers/route.py PROGRAM [--pairs N] [--experts N] [--width N]
 
 Both run on all cores, f32; inputs and weights rotate through copies. Prints medians, and the median of the pairs' ratios with its
-95 % interval.
+95 % interval. OMP_WAIT_POLICY is PASSIVE unless set.
 """
 import argparse
 import math
+import os
 import subprocess
 import time
 
@@ -29,6 +30,8 @@ def main():
     parser.add_argument("--width", type=int, default=2048)
     args = parser.parse_args()
 
+    # Threads that spin after their call would take a core from whoever is next.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     torch.set_grad_enabled(False)

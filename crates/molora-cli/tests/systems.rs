@@ -131,8 +131,8 @@ fn gates_are_fitted_and_score_between_layer_norms() {
     let fitted = gates::fit(&mut model, &texts, &mixture.names, &ProgressBar::hidden()).unwrap();
     assert!(fitted.gates.keys().eq(mixture.modules.keys()));
     assert_eq!(model.expert_places(), mixture.modules.keys().copied().collect::<Vec<_>>());
-    // 5 sequences of 2 inputs a domain are told apart by heart.
-    assert!(fitted.right > 0.9, "{}", fitted.right);
+    // 30 random inputs of three domains in a few dimensions: not all apart, but far more than the third that chance gives.
+    assert!(fitted.right > 0.6, "{}", fitted.right);
     for (&at, gates) in &fitted.gates {
         model.expert_linear_mut(at).unwrap().set_gates(gates.clone()).unwrap();
     }

@@ -7,7 +7,7 @@ use crate::element::Element;
 use std::ops::Range;
 
 /// Elements below which one thread packs faster than several wake up.
-const ALONE: usize = 1 << 15;
+const ALONE: usize = 1 << 13;
 
 /// Rows in tiles.
 pub(crate) struct Tiles {

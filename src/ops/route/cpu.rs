@@ -77,9 +77,9 @@ impl Cpu {
         } else {
             let mut scores = vec![0f32; tokens * linear.experts()];
             self.router_products(&router.weight, tokens, row, &mut scores);
-            scores.chunks_mut(linear.experts().max(1)).enumerate().for_each(|(t, scores)| choose(t, scores));
-            // A router without experts has no scores to walk over.
-            (0..tokens).filter(|_| linear.experts() == 0).for_each(|t| choose(t, &mut []));
+            let (rows, place) = (linear.experts(), SharedMut::new(&mut scores));
+            // SAFETY: every token is one task.
+            self.each(tokens, |t| choose(t, unsafe { place.part(t * rows, rows) }));
         }
         failed.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), |(_, e)| Err(e))
     }

@@ -157,12 +157,11 @@ fn fit_gates(demo: &mut Demo, sequences: &HeldOut) -> Result<String> {
     ))
 }
 
+/// The slots of the adapters of every sequence, by domain.
+type Retrieved = BTreeMap<String, Vec<Vec<usize>>>;
+
 /// The slots of the adapters retrieved for every sequence; says how.
-fn retrieve(
-    demo: &Demo,
-    args: &DemoArgs,
-    held_out: &HeldOut,
-) -> Result<(BTreeMap<String, Vec<Vec<usize>>>, String)> {
+fn retrieve(demo: &Demo, args: &DemoArgs, held_out: &HeldOut) -> Result<(Retrieved, String)> {
     let folder = args.encoder.clone().map_or_else(crate::fetch::encoder, Ok)?;
     let library = Library::new(Encoder::load(&folder)?, &sample_texts(&[own_texts()?])?, Metric::Cosine)?;
     let (mut sets, mut right, mut of) = (BTreeMap::new(), 0, 0);

@@ -14,7 +14,7 @@ const VECTORS: [&str; 3] = [include_str!("matrix.rs"), include_str!("warp.rs"), 
 const FAMILIES: [&str; 8] = ["mma", "ldmatrix", "movmatrix", "shfl", "vote", "match", "redux", "cvt"];
 
 /// Forms that have vectors, and how these spell them.
-const COVERED: [(&str, &str); 22] = [
+const COVERED: [(&str, &str); 23] = [
     ("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32", "check_mma(8, \"f16\", \"f32\", \"f32\")"),
     ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "check_mma(16, \"f16\", \"f32\", \"f32\")"),
     ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "check_mma(16, \"bf16\", \"f32\", \"f32\")"),
@@ -31,6 +31,7 @@ const COVERED: [(&str, &str); 22] = [
     ("vote.sync.any.pred", "vote.sync.any.pred"),
     ("cvt.f32.f16", "cvt.f32.f16"),
     ("cvt.rn.f16.f32", "cvt.rn.f16.f32"),
+    ("cvt.rn.f32.u32", "cvt.rn.f32.u32"),
     ("cvt.rn.f16x2.f32", "cvt.rn.f16x2.f32"),
     ("cvt.rn.bf16x2.f32", "cvt.rn.bf16x2.f32"),
     ("cvt.sat.f32.f32", "cvt.sat.f32.f32"),
