@@ -197,3 +197,30 @@ fn a_token_chooses_the_same_bits_in_every_batch() {
         }
     }
 }
+
+#[test]
+fn tokens_that_are_not_live_are_neither_read_nor_written() {
+    let rule = Rule::top_k(2, Weighting::Uniform);
+    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: EXPERTS, rule };
+    for cuda in forms() {
+        let router = CudaRouter::new(&cuda, router(EXPERTS)).unwrap();
+        for live in [0, 1, 8, 9, TOKENS, TOKENS + 5] {
+            let written = live.min(TOKENS);
+            let x = [[0.0, 1.0, 0.0, 0.0].repeat(written), vec![f32::NAN; (TOKENS - written) * IN]].concat();
+            let (x, count) = (cuda.upload(&x).unwrap(), cuda.upload(&[live as u32]).unwrap());
+            let mut ids = cuda.upload(&[9i32; 2 * TOKENS]).unwrap();
+            let mut weights = cuda.upload(&[NOTHING; 2 * TOKENS]).unwrap();
+            {
+                let (x, count) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &count).unwrap());
+                let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
+                let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
+                cuda.route::<f32>(&sizes, &router, &x, None, Some(&count), &mut ids, &mut weights).unwrap();
+            }
+            let want = [[39, 38].repeat(written), vec![9; 2 * (TOKENS - written)]].concat();
+            assert_eq!(cuda.download(&ids, 2 * TOKENS).unwrap(), want, "{live} live");
+            let want = [vec![0.5; 2 * written], vec![NOTHING; 2 * (TOKENS - written)]].concat();
+            assert_eq!(cuda.download(&weights, 2 * TOKENS).unwrap(), want, "{live} live");
+            assert!(cuda.take_status().unwrap().is_ok());
+        }
+    }
+}
