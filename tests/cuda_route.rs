@@ -10,8 +10,9 @@ use molora::device::cuda::{Status, View, ViewMut};
 use molora::ops::route::{self, Allow, AllowLists, CudaRouter, Rule, Select, Weighting};
 use molora::{Cuda, ElementType};
 use molora_check::counters::count;
+use molora_check::guarded::Guarded;
 use molora_check::subject::CudaSubject;
-use molora_check::{Case, Inputs, Op};
+use molora_check::{Case, Inputs, Op, Subject};
 
 const IN: usize = 4;
 const EXPERTS: usize = 40;
@@ -170,5 +171,56 @@ fn no_score_is_written_and_a_tile_reads_the_router_once() {
         println!("{kernel}: {:.3} times the router's sectors for {tokens} tokens", read / router);
         // x is read again for every 64 experts.
         assert!(read <= 1.1 * f64::from(reads) * router, "{kernel}: {read} sectors, the router has {router}");
+    }
+}
+
+fn bits(subject: &CudaSubject, inputs: &Inputs) -> Vec<(i32, u32)> {
+    let shape = (1, inputs.case.routes(), inputs.case.routes());
+    let (mut ids, mut weights) = (Guarded::output(shape, |_, _| 0), Guarded::output(shape, |_, _| 0.0));
+    subject.route(inputs, &mut ids, &mut weights).unwrap();
+    ids.cells().iter().zip(weights.cells()).map(|(&id, weight)| (id, weight.to_bits())).collect()
+}
+
+/// In either form a token's bits are its own, wherever it lies in a tile.
+#[test]
+fn a_token_chooses_the_same_bits_in_every_batch() {
+    for cuda in forms() {
+        let subject = CudaSubject::new(cuda);
+        let weighting = Weighting::SoftmaxAll;
+        let case =
+            Case { tokens: 100, experts: 133, in_features: 193, top_k: 5, weighting, ..Case::new(Op::Route) };
+        let all = Inputs::new(&case);
+        let whole = bits(&subject, &all);
+        for (first, batch) in [(0, 1), (57, 1), (99, 1), (40, 2), (11, 7), (63, 33)] {
+            let want = &whole[first * case.top_k..(first + batch) * case.top_k];
+            assert!(bits(&subject, &all.part(first, batch)) == want, "tokens {first} to {}", first + batch);
+        }
+    }
+}
+
+#[test]
+fn tokens_that_are_not_live_are_neither_read_nor_written() {
+    let rule = Rule::top_k(2, Weighting::Uniform);
+    let sizes = route::Sizes { tokens: TOKENS, in_features: IN, x_stride: IN, experts: EXPERTS, rule };
+    for cuda in forms() {
+        let router = CudaRouter::new(&cuda, router(EXPERTS)).unwrap();
+        for live in [0, 1, 8, 9, TOKENS, TOKENS + 5] {
+            let written = live.min(TOKENS);
+            let x = [[0.0, 1.0, 0.0, 0.0].repeat(written), vec![f32::NAN; (TOKENS - written) * IN]].concat();
+            let (x, count) = (cuda.upload(&x).unwrap(), cuda.upload(&[live as u32]).unwrap());
+            let mut ids = cuda.upload(&[9i32; 2 * TOKENS]).unwrap();
+            let mut weights = cuda.upload(&[NOTHING; 2 * TOKENS]).unwrap();
+            {
+                let (x, count) = (View::whole(&cuda, &x).unwrap(), View::whole(&cuda, &count).unwrap());
+                let mut ids = ViewMut::whole(&cuda, &mut ids).unwrap();
+                let mut weights = ViewMut::whole(&cuda, &mut weights).unwrap();
+                cuda.route::<f32>(&sizes, &router, &x, None, Some(&count), &mut ids, &mut weights).unwrap();
+            }
+            let want = [[39, 38].repeat(written), vec![9; 2 * (TOKENS - written)]].concat();
+            assert_eq!(cuda.download(&ids, 2 * TOKENS).unwrap(), want, "{live} live");
+            let want = [vec![0.5; 2 * written], vec![NOTHING; 2 * (TOKENS - written)]].concat();
+            assert_eq!(cuda.download(&weights, 2 * TOKENS).unwrap(), want, "{live} live");
+            assert!(cuda.take_status().unwrap().is_ok());
+        }
     }
 }

@@ -85,7 +85,7 @@ FAULTS = [
     Fault("writes_tokens_behind_the_last", BOUNDS, "base_mma_f16", "base/f16/t33_i64_o64",
           [("base_mma.cuh", "p.out_features, min(live - t0, TILE),", "p.out_features, TILE,")]),
     Fault("writes_behind_the_list", BOUNDS, "route_few_f32", "route/f32/t1_k2_e8_i64_uniform_softmax_selected",
-          [("route_token.cuh", "place = lane; place < p.top_k;", "place = lane; place < p.top_k + 1;")]),
+          [("route_token.cuh", "place = lane; place < p.top_k;", "place = lane; place < p.top_k + 4096;")]),
     Fault("rank_check_dropped", BOUNDS, "shrink_few_f32_f32", "shrink/f32/t5_k2_e8_r4_i64_distinct",
           [("shrink.cu", "    if (r >= tile.slot.rank) return;\n", "")]),
     Fault("routes_behind_the_last_chunk", GLOBAL, "plan_place", "plan/f32/t513_k1_e8_uniform",
