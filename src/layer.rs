@@ -62,7 +62,7 @@ pub enum Router<L> {
         top_k: usize,
     },
     /// Ids come with every call: the adapters that were retrieved for the token's request. The weights are the layer's, by
-    /// [`attend`](crate::ops::attend) (RAMoLE); the pool has attention (`set_attention`).
+    /// [`attend`] (RAMoLE); the pool has attention (`set_attention`).
     RankAttention {
         /// Experts per token; -1 for none.
         top_k: usize,
