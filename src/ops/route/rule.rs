@@ -129,6 +129,33 @@ impl Rule {
         }
     }
 
+    /// Fills `ids` with the `top_k` best of the allowed experts, best first; how many there are.
+    fn list_best(
+        &self,
+        scores: &[f32],
+        experts: usize,
+        allowed: &impl Fn(usize) -> bool,
+        ids: &mut [i32],
+    ) -> usize {
+        let mut chosen = 0;
+        for e in (0..experts).filter(|&e| allowed(e)) {
+            // Most are worse than the worst of a full list.
+            if chosen == self.top_k && (chosen == 0 || scores[e] <= scores[ids[chosen - 1] as usize]) {
+                continue;
+            }
+            // Insertion into a list sorted best first; an equal score stays behind the lower expert.
+            let better = |&i: &i32| scores[e] > scores[i as usize];
+            let place = ids[..chosen].iter().position(better).unwrap_or(chosen);
+            if place < self.top_k {
+                let end = chosen.min(self.top_k - 1);
+                ids.copy_within(place..end, place + 1);
+                ids[place] = e as i32;
+                chosen = (chosen + 1).min(self.top_k);
+            }
+        }
+        chosen
+    }
+
     /// Chooses and weighs from one token's finite scores; `allowed` says which experts the token may take.
     ///
     /// `scores` is `[experts + select.rows()]`, `ids` and `weights` are `[width]`.
@@ -146,22 +173,7 @@ impl Rule {
             ids[self.top_k + j] = (experts + j) as i32;
             weights[self.top_k + j] = 1.0;
         }
-        let mut chosen = 0;
-        for e in (0..experts).filter(|&e| allowed(e)) {
-            // Most are worse than the worst of a full list.
-            if chosen == self.top_k && (chosen == 0 || scores[e] <= scores[ids[chosen - 1] as usize]) {
-                continue;
-            }
-            // Insertion into a list sorted best first; an equal score stays behind the lower expert.
-            let better = |&i: &i32| scores[e] > scores[i as usize];
-            let place = ids[..chosen].iter().position(better).unwrap_or(chosen);
-            if place < self.top_k {
-                let end = chosen.min(self.top_k - 1);
-                ids.copy_within(place..end, place + 1);
-                ids[place] = e as i32;
-                chosen = (chosen + 1).min(self.top_k);
-            }
-        }
+        let mut chosen = self.list_best(scores, experts, &allowed, ids);
         if chosen == 0 {
             return;
         }
