@@ -79,7 +79,9 @@ step 'build with usearch' combination --all-targets --no-default-features --feat
 step 'tests of the approximate index' cargo test -p molora --no-default-features --features usearch --test approximate
 step documentation document
 step 'tests on lavapipe' lavapipe "${suite[@]}"
-step 'tests on SwiftShader' swiftshader "${suite[@]}"
+# The kernels' own tests; the long run has the whole suite on it.
+kernels=(route attend plan shrink expand base fused grouped fused_wgpu grouped_wgpu route_wgpu layer status)
+step 'kernels on SwiftShader' swiftshader cargo test --workspace --no-fail-fast "${kernels[@]/#/--test=}"
 step 'doc tests' lavapipe cargo test --workspace --doc
 step 'PTX as committed, in budget' kernels/compile --check
 # Every seed is another order of blocks and warps; sm_75 is the set for older cards. The long run has more of them.
