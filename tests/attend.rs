@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::refuses;
+use common::{devices, refuses};
 use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::device::cpu::Pool;
@@ -18,18 +18,6 @@ use molora_check::{Op, check_all};
 #[test]
 fn every_case_on_every_device() {
     check_all(Op::Attend);
-}
-
-fn devices() -> Vec<Device> {
-    molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
-    #[allow(unused_mut, reason = "without a GPU's feature there is but one")]
-    let mut devices = vec![Device::Cpu(Cpu::new().unwrap())];
-    #[cfg(feature = "cuda")]
-    devices.extend(molora::Cuda::new(0).ok().map(Device::Cuda));
-    #[cfg(feature = "wgpu")]
-    devices
-        .extend(molora::Wgpu::adapters().iter().filter_map(|a| molora::Wgpu::open(a).ok()).map(Device::Wgpu));
-    devices
 }
 
 fn values(name: &str, len: usize, scale: f32) -> Vec<f32> {

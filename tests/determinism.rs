@@ -165,7 +165,7 @@ fn a_token_chooses_the_same_alone_and_in_every_batch() {
 /// On a GPU the form depends on the number of tokens, unless one form is fixed.
 #[test]
 fn one_form_chooses_the_same_alone_and_in_every_batch() {
-    for subject in subjects().unwrap().iter().filter(|s| s.kind() == "wgpu") {
+    for subject in subjects().unwrap().iter().filter(|s| s.kind() != "cpu") {
         chooses_the_same(subject.batch_invariant().as_ref(), &[1, 7, 17], 13);
     }
 }

@@ -73,13 +73,9 @@ fn plan_and_route_do_nothing_without_routes() {
     assert_eq!(routes(3, 256), [3, 1, 3]);
     let weighting = Weighting::SoftmaxAll;
     let route = |tokens, top_k| {
-        route::grid(&route::Sizes {
-            tokens,
-            in_features: 8,
-            x_stride: 8,
-            experts: 8,
-            rule: route::Rule::top_k(top_k, weighting),
-        })
+        let rule = route::Rule::top_k(top_k, weighting);
+        let sizes = route::Sizes { tokens, in_features: 8, x_stride: 8, experts: 8, rule };
+        route::wgpu::grid(&sizes, false).groups
     };
     assert_eq!([route(0, 2), route(5, 0), route(5, 2)], [0, 0, 5]);
 }

@@ -1,11 +1,14 @@
 //! The layer on every device: base product and experts, and the experts alone.
 
+mod common;
+
+use common::devices;
 use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::host::{Device, HostLayer};
 use molora::layer::{Router, Routing};
 use molora::ops::route::Weighting;
-use molora::{Cpu, ElementType, Lora, Result};
+use molora::{ElementType, Lora, Result};
 use molora_check::rng::Rng;
 use molora_check::{Op, check_all};
 
@@ -21,18 +24,6 @@ fn every_delta_on_every_device() {
 
 const SIZES: PoolSizes =
     PoolSizes { in_features: 12, out_features: 10, experts: 5, rank_capacity: 40, element: ElementType::F32 };
-
-fn devices() -> Vec<Device> {
-    molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
-    #[allow(unused_mut, reason = "without a GPU's feature there is but one")]
-    let mut devices = vec![Device::Cpu(Cpu::new().unwrap())];
-    #[cfg(feature = "cuda")]
-    devices.extend(molora::Cuda::new(0).ok().map(Device::Cuda));
-    #[cfg(feature = "wgpu")]
-    devices
-        .extend(molora::Wgpu::adapters().iter().filter_map(|a| molora::Wgpu::open(a).ok()).map(Device::Wgpu));
-    devices
-}
 
 fn values(name: &str, len: usize) -> Vec<f32> {
     let mut rng = Rng::named(name, 0);

@@ -135,9 +135,3 @@ pub fn definition<X: Element>(
     }
     Ok(())
 }
-
-/// The launch: one workgroup per token.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub fn grid(sizes: &Sizes) -> usize {
-    if sizes.rule.width() == 0 { 0 } else { sizes.tokens }
-}

@@ -9,6 +9,7 @@ use molora::adapter::slots::PoolSizes;
 use molora::device::{Cpu, cpu::Pool};
 use molora::element::ElementType;
 use molora::error::Result;
+use molora::host::Device;
 use molora::ops::plan::{self, Plan};
 
 /// A pool of f32 adapters with 5 columns in and 7 out.
@@ -51,6 +52,19 @@ impl Small {
             plan::Sizes { tokens: topk_ids.len() / 2, top_k: 2, experts: self.pool.slots().sizes().experts };
         self.cpu.plan(&sizes, &self.pool, topk_ids)
     }
+}
+
+/// The CPU and every GPU that is there; fails where `MOLORA_REQUIRE` names a device that is not.
+pub fn devices() -> Vec<Device> {
+    molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
+    #[allow(unused_mut, reason = "without a GPU's feature there is but one")]
+    let mut devices = vec![Device::Cpu(Cpu::new().unwrap())];
+    #[cfg(feature = "cuda")]
+    devices.extend(molora::Cuda::new(0).ok().map(Device::Cuda));
+    #[cfg(feature = "wgpu")]
+    devices
+        .extend(molora::Wgpu::adapters().iter().filter_map(|a| molora::Wgpu::open(a).ok()).map(Device::Wgpu));
+    devices
 }
 
 /// The message of a call that must be refused.
