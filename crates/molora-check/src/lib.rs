@@ -14,6 +14,7 @@ pub mod inputs;
 pub mod judge;
 mod judge_route;
 mod part;
+pub mod record;
 pub mod report;
 pub mod rng;
 pub mod routing;

@@ -5,12 +5,12 @@ use crate::subject::{Subject, Timer};
 use crate::{Inputs, expect};
 use molora::error::Result;
 use molora::ops::Output;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
 /// What a case must do at least.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Work {
     /// Additions and multiplications.
     pub flops: f64,
