@@ -4,14 +4,16 @@ use molora::adapter::{Lora, slots::PoolSizes};
 use molora::device::Cpu;
 use molora::device::cpu::{Pool, Weight};
 use molora::element::ElementType;
-use molora::ops::{Output, base, fused, grouped, plan, shrink};
+use molora::ops::{Output, base, expand, fused, grouped, plan, shrink};
 
 /// Bytes of all copies of a weight together: far beyond any cache.
 const COPIES: usize = 640 << 20;
 
-const EXPERTS: usize = 8;
-const TOP_K: usize = 2;
-const RANK: usize = 16;
+/// Experts, choices a token, rank.
+type Mixture = (usize, usize, usize);
+
+/// That of the cases without one of their own.
+const MIXTURE: Mixture = (8, 2, 16);
 
 /// Base experts of the grouped cases.
 const GROUPS: usize = 16;
@@ -21,6 +23,8 @@ pub enum Kind {
     Base,
     /// Base and experts, beside base alone.
     Fused,
+    /// The experts alone, added to y.
+    Delta,
     /// A product of base experts without adapters.
     Grouped,
 }
@@ -31,7 +35,27 @@ pub struct Case {
     tokens: usize,
     inputs: usize,
     outputs: usize,
+    mixture: Mixture,
 }
+
+/// Of the experts alone.
+const DELTAS: [(usize, usize, usize, Mixture); 15] = [
+    (1, 2048, 2048, (8, 2, 16)),
+    (8, 2048, 2048, (8, 2, 16)),
+    (64, 2048, 2048, (8, 2, 16)),
+    (512, 2048, 2048, (8, 2, 16)),
+    (2048, 2048, 2048, (8, 2, 8)),
+    (64, 2048, 2048, (64, 4, 16)),
+    (512, 2048, 2048, (64, 4, 64)),
+    (1, 4096, 4096, (16, 2, 16)),
+    (64, 4096, 4096, (16, 4, 64)),
+    (512, 4096, 4096, (8, 2, 8)),
+    (8, 4096, 11008, (8, 2, 16)),
+    (64, 4096, 11008, (16, 4, 16)),
+    (64, 2048, 2048, (64, 1, 16)),
+    (64, 4096, 4096, (64, 1, 16)),
+    (2048, 4096, 4096, (8, 2, 16)),
+];
 
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -39,22 +63,30 @@ pub fn all() -> Vec<Case> {
         for tokens in [1, 8, 64, 512, 2048] {
             // The fused cases time the base too.
             let kind = if outputs == 2048 || tokens == 2048 { Kind::Base } else { Kind::Fused };
-            cases.push(Case { kind, tokens, inputs, outputs });
+            cases.push(Case { kind, tokens, inputs, outputs, mixture: MIXTURE });
         }
     }
     for tokens in [64, 128, 256, 512] {
-        cases.push(Case { kind: Kind::Grouped, tokens, inputs: 2048, outputs: 1408 });
+        cases.push(Case { kind: Kind::Grouped, tokens, inputs: 2048, outputs: 1408, mixture: MIXTURE });
     }
+    cases.extend(DELTAS.map(|(tokens, inputs, outputs, mixture)| Case {
+        kind: Kind::Delta,
+        tokens,
+        inputs,
+        outputs,
+        mixture,
+    }));
     cases
 }
 
 impl Case {
     pub fn name(&self) -> String {
-        let Case { tokens, inputs, outputs, .. } = self;
+        let Case { tokens, inputs, outputs, mixture: (experts, top_k, rank), .. } = self;
         match self.kind {
             Kind::Base => format!("base/t{tokens}_i{inputs}_o{outputs}"),
-            Kind::Fused => format!("fused/t{tokens}_i{inputs}_o{outputs}_e{EXPERTS}_k{TOP_K}_r{RANK}"),
-            Kind::Grouped => format!("grouped/t{tokens}_i{inputs}_o{outputs}_e{GROUPS}_k{TOP_K}"),
+            Kind::Fused => format!("fused/t{tokens}_i{inputs}_o{outputs}_e{experts}_k{top_k}_r{rank}"),
+            Kind::Delta => format!("delta/t{tokens}_i{inputs}_o{outputs}_e{experts}_k{top_k}_r{rank}"),
+            Kind::Grouped => format!("grouped/t{tokens}_i{inputs}_o{outputs}_e{GROUPS}_k{top_k}"),
         }
     }
 
@@ -69,20 +101,32 @@ impl Case {
     /// Operations and least bytes of the plain product; every base expert is used.
     pub fn work(&self) -> (f64, f64) {
         let (t, i, o) = (self.tokens as f64, self.inputs as f64, self.outputs as f64);
-        if self.kind == Kind::Grouped {
-            let rows = t * TOP_K as f64;
-            return (2.0 * rows * i * o, 4.0 * (GROUPS as f64 * i * o + t * i + rows * o));
+        match self.kind {
+            Kind::Grouped => {
+                let rows = t * self.mixture.1 as f64;
+                return (2.0 * rows * i * o, 4.0 * (GROUPS as f64 * i * o + t * i + rows * o));
+            }
+            Kind::Delta => {
+                let (flops, bytes) = self.experts_work();
+                // y is read and written.
+                return (flops, bytes + 4.0 * (t * i + 2.0 * t * o));
+            }
+            Kind::Base | Kind::Fused => {}
         }
         (2.0 * t * i * o, 4.0 * (i * o + t * i + t * o))
     }
 
     /// Of the layer: the routes' ranks, and the factors of the experts that are used, once each.
     pub fn layer_work(&self) -> Option<(f64, f64)> {
-        let used = ids(self.tokens, EXPERTS).iter().collect::<std::collections::BTreeSet<_>>().len();
-        let (flops, bytes) = self.work();
+        let ((flops, bytes), (more_flops, more_bytes)) = (self.work(), self.experts_work());
+        self.has_pair().then_some((flops + more_flops, bytes + more_bytes))
+    }
+
+    fn experts_work(&self) -> (f64, f64) {
+        let (experts, top_k, rank) = self.mixture;
+        let used = ids(self.tokens, experts, top_k).iter().collect::<std::collections::BTreeSet<_>>().len();
         let wide = (self.inputs + self.outputs) as f64;
-        let ranks = (self.tokens * TOP_K * RANK) as f64;
-        self.has_pair().then_some((flops + 2.0 * ranks * wide, bytes + 4.0 * wide * (used * RANK) as f64))
+        (2.0 * (self.tokens * top_k * rank) as f64 * wide, 4.0 * wide * (used * rank) as f64)
     }
 }
 
@@ -102,21 +146,24 @@ pub struct Ready {
 
 impl Ready {
     pub fn new(case: &Case) -> Self {
-        let Case { inputs, outputs, .. } = *case;
+        let Case { inputs, outputs, mixture: (experts, _, rank), .. } = *case;
         let rows = case.groups() * outputs;
         let cpu = Cpu::new().expect("a CPU");
-        let copies = (COPIES / (rows * inputs * 4)).max(2);
-        let weight = values(1, rows * inputs);
-        let weights = (0..copies).map(|_| cpu.pack(rows, inputs, &weight).expect("it fits")).collect();
+        let alone = case.kind == Kind::Delta;
+        let bytes = 4 * if alone { experts * rank * (inputs + outputs) } else { rows * inputs };
+        let copies = (COPIES / bytes).clamp(2, 128);
+        let weight = if alone { Vec::new() } else { values(1, rows * inputs) };
+        let pack = |_| cpu.pack(rows, inputs, &weight).expect("it fits");
+        let weights = (0..if alone { 0 } else { copies }).map(pack).collect();
         let lora =
-            Lora::new(inputs, outputs, RANK, 0.5, &values(2, RANK * inputs), &values(3, RANK * outputs));
+            Lora::new(inputs, outputs, rank, 0.5, &values(2, rank * inputs), &values(3, rank * outputs));
         let lora = lora.expect("it fits");
         let pool = || {
-            let (experts, rank_capacity) = (EXPERTS, EXPERTS * RANK);
+            let rank_capacity = experts * rank;
             let (in_features, out_features, element) = (inputs, outputs, ElementType::F32);
             let sizes = PoolSizes { in_features, out_features, experts, rank_capacity, element };
             let mut pool = Pool::new(sizes).expect("sizes");
-            (0..EXPERTS).for_each(|slot| pool.put(slot, &lora).expect("room"));
+            (0..experts).for_each(|slot| pool.put(slot, &lora).expect("room"));
             pool
         };
         let pools = (0..copies).map(|_| pool()).collect();
@@ -125,19 +172,21 @@ impl Ready {
     }
 
     pub fn fits(&self, case: &Case) -> bool {
-        (self.case.inputs, self.case.outputs, self.case.groups())
-            == (case.inputs, case.outputs, case.groups())
+        let shape =
+            |case: &Case| (case.inputs, case.outputs, case.groups(), case.kind == Kind::Delta, case.mixture);
+        shape(&self.case) == shape(case)
     }
 
     pub fn for_case(self, case: &Case) -> Self {
-        let routes = case.tokens * TOP_K;
+        let (experts, top_k, rank) = case.mixture;
+        let routes = case.tokens * top_k;
         let rows = if case.kind == Kind::Grouped { routes } else { case.tokens };
         Self {
             case: *case,
             x: values(4, case.tokens * case.inputs),
             y: vec![0.0; rows * case.outputs],
-            h: vec![0.0; routes * RANK],
-            ids: ids(case.tokens, if case.kind == Kind::Grouped { GROUPS } else { EXPERTS }),
+            h: vec![0.0; routes * rank],
+            ids: ids(case.tokens, if case.kind == Kind::Grouped { GROUPS } else { experts }, top_k),
             shares: vec![0.5; routes],
             ..self
         }
@@ -146,6 +195,9 @@ impl Ready {
     /// The base product, or the grouped one.
     pub fn plain(&mut self) {
         let Case { tokens, inputs, outputs, .. } = self.case;
+        if self.case.kind == Kind::Delta {
+            return self.delta();
+        }
         self.calls += 1;
         let at = self.calls % self.weights.len();
         let weight = &self.weights[at];
@@ -163,40 +215,62 @@ impl Ready {
     }
 
     fn grouped(&mut self, at: usize) {
-        let Case { tokens, inputs, outputs, .. } = self.case;
+        let Case { tokens, inputs, outputs, mixture: (_, top_k, rank), .. } = self.case;
         let sizes = grouped::Sizes {
             tokens,
-            top_k: TOP_K,
+            top_k,
             experts: GROUPS,
             in_features: inputs,
             out_features: outputs,
             x_stride: inputs,
-            h_stride: RANK,
+            h_stride: rank,
             y_stride: outputs,
             x_per_route: false,
             rows: grouped::Rows::Plain,
         };
         let markers = Pool::markers(GROUPS).expect("sizes");
-        let plan = plan::Sizes { tokens, top_k: TOP_K, experts: GROUPS };
+        let plan = plan::Sizes { tokens, top_k, experts: GROUPS };
         let plan = self.cpu.plan(&plan, &markers, &self.ids).expect("live ids");
-        let none = vec![-1; tokens * TOP_K];
+        let none = vec![-1; tokens * top_k];
         let (weight, pool) = (&self.weights[at], &self.pools[at]);
         let done =
             self.cpu.grouped(&sizes, &plan, pool, &none, weight, &self.x, &self.h, &self.shares, &mut self.y);
         done.expect("it fits");
     }
 
+    /// Plan, shrink, expand.
+    fn delta(&mut self) {
+        let Case { tokens, inputs, outputs, mixture: (experts, top_k, rank), .. } = self.case;
+        self.calls += 1;
+        let (pool, cpu) = (&self.pools[self.calls % self.pools.len()], &self.cpu);
+        let plan = cpu.plan(&plan::Sizes { tokens, top_k, experts }, pool, &self.ids).expect("live ids");
+        let output = Output::Sum;
+        let shrink =
+            shrink::Sizes { tokens, top_k, in_features: inputs, x_stride: inputs, h_stride: rank, output };
+        cpu.shrink(&shrink, &plan, pool, &self.x, &self.shares, &mut self.h).expect("it fits");
+        let sizes = expand::Sizes {
+            tokens,
+            top_k,
+            out_features: outputs,
+            h_stride: rank,
+            y_stride: outputs,
+            output,
+            accumulate: true,
+        };
+        cpu.expand(&sizes, &plan, pool, &self.h, &self.shares, &mut self.y).expect("it fits");
+    }
+
     /// Plan, shrink and the fused product.
     pub fn layer(&mut self) {
-        let Case { tokens, inputs, outputs, .. } = self.case;
+        let Case { tokens, inputs, outputs, mixture: (experts, top_k, rank), .. } = self.case;
         self.calls += 1;
         let at = self.calls % self.weights.len();
         let (weight, pool, cpu) = (&self.weights[at], &self.pools[at], &self.cpu);
-        let plan = plan::Sizes { tokens, top_k: TOP_K, experts: EXPERTS };
+        let plan = plan::Sizes { tokens, top_k, experts };
         let plan = cpu.plan(&plan, pool, &self.ids).expect("live ids");
-        let (top_k, output) = (TOP_K, Output::Sum);
+        let output = Output::Sum;
         let shrink =
-            shrink::Sizes { tokens, top_k, in_features: inputs, x_stride: inputs, h_stride: RANK, output };
+            shrink::Sizes { tokens, top_k, in_features: inputs, x_stride: inputs, h_stride: rank, output };
         cpu.shrink(&shrink, &plan, pool, &self.x, &self.shares, &mut self.h).expect("it fits");
         let sizes = fused::Sizes {
             tokens,
@@ -205,7 +279,7 @@ impl Ready {
             out_features: outputs,
             x_stride: inputs,
             y_stride: outputs,
-            h_stride: RANK,
+            h_stride: rank,
             output,
         };
         let (x, h, shares, y) = (&self.x, &self.h, &self.shares, &mut self.y);
@@ -213,15 +287,23 @@ impl Ready {
     }
 }
 
-/// Two different experts a token, uniformly.
-fn ids(tokens: usize, experts: usize) -> Vec<i32> {
+/// Different experts for a token, uniformly; with one a token and as many tokens as experts, each its own.
+fn ids(tokens: usize, experts: usize, top_k: usize) -> Vec<i32> {
+    if top_k == 1 && tokens <= experts {
+        return (0..tokens).map(|t| ((t * 37) % experts) as i32).collect();
+    }
     let mut random = random(5);
-    let mut pair = || {
-        let first = random() as usize % experts;
-        let second = (first + 1 + random() as usize % (experts - 1)) % experts;
-        [first as i32, second as i32]
+    let mut chosen = || {
+        let mut own: Vec<i32> = Vec::new();
+        while own.len() < top_k {
+            let id = (random() as usize % experts) as i32;
+            if !own.contains(&id) {
+                own.push(id);
+            }
+        }
+        own
     };
-    (0..tokens).flat_map(|_| pair()).collect()
+    (0..tokens).flat_map(|_| chosen()).collect()
 }
 
 fn values(seed: u32, len: usize) -> Vec<f32> {
