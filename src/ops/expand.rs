@@ -12,12 +12,11 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, check_packed};
-use crate::device::cpu::{B_COLUMNS, Cpu, Pool, Terms};
+use crate::device::cpu::{Cpu, Extension, Pool};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
-use crate::element::{Element, ElementType};
+use crate::element::Element;
 use crate::error::Result;
-use half::{bf16, f16};
 
 const OP: &str = "expand";
 
@@ -131,7 +130,8 @@ pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) ->
 }
 
 impl Cpu {
-    /// See the [module](self). Sums run over the routes in slot order, then over the ranks: batch-invariant.
+    /// See the [module](self). A row adds its routes' sums over the ranks one after
+    /// another, adapters ascending: batch-invariant.
     pub fn expand<Y: Element>(
         &self,
         sizes: &Sizes,
@@ -149,47 +149,18 @@ impl Cpu {
             plan.check_weights(OP, topk_weights)?;
         }
         plan.check_pool(OP, pool)?;
-        match slots.sizes().element {
-            ElementType::F32 => self.expand_rows::<Y, f32>(sizes, plan, pool, h, topk_weights, y),
-            ElementType::F16 => self.expand_rows::<Y, f16>(sizes, plan, pool, h, topk_weights, y),
-            ElementType::Bf16 => self.expand_rows::<Y, bf16>(sizes, plan, pool, h, topk_weights, y),
-        }
-        Ok(())
-    }
-
-    fn expand_rows<Y: Element, B: Element>(
-        &self,
-        sizes: &Sizes,
-        plan: &Plan,
-        pool: &Pool,
-        h: &[f32],
-        topk_weights: &[f32],
-        y: &mut [Y],
-    ) {
-        let rows = sizes.output.y_rows(sizes.tokens, sizes.top_k);
-        let shape = (rows, sizes.out_features, sizes.y_stride);
-        type Scratch = (Vec<(f32, u32)>, Vec<f32>);
-        self.each_block(y, shape, |(list, sums): &mut Scratch, column, row, part| {
-            list.clear();
-            for n in sizes.routes_of_row(row).filter(|&n| plan.topk_ids()[n] >= 0) {
-                let slot = &pool.slots().slots()[plan.topk_ids()[n] as usize];
+        let routes = |row: usize| {
+            let live = sizes.routes_of_row(row).filter(|&n| plan.topk_ids()[n] >= 0);
+            live.map(|n| {
+                let id = plan.topk_ids()[n] as usize;
                 let weight = if sizes.output == Output::PerRoute { 1.0 } else { topk_weights[n] };
-                let h = &h[sizes.h_row(n) * sizes.h_stride..][..slot.rank as usize];
-                list.extend(h.iter().zip(slot.row..).map(|(&h, row)| (weight * slot.scaling * h, row)));
-            }
-            if !(list.is_empty() && sizes.accumulate) {
-                sums.clear();
-                sums.resize(part.len(), 0.0);
-                if sizes.accumulate {
-                    self.widen(part, sums);
-                }
-                for (columns, rows) in pool.b_panels::<B>(column..column + part.len()) {
-                    let terms = Terms { list, rows, stride: B_COLUMNS, column: columns.start % B_COLUMNS };
-                    self.add_terms(terms, &mut sums[columns.start - column..columns.end - column]);
-                }
-                self.store_row(sums, None, part);
-            }
-        });
+                (id, weight, &h[sizes.h_row(n) * sizes.h_stride..][..slots.slots()[id].rank as usize])
+            })
+        };
+        let rows = sizes.output.y_rows(sizes.tokens, sizes.top_k);
+        let extension = Extension::new(slots, rows, routes);
+        extension.add_to(self, pool, y, (sizes.out_features, sizes.y_stride), sizes.accumulate);
+        Ok(())
     }
 }
 

@@ -1,72 +1,191 @@
-//! The experts' part of a product: for every row the rows of B that it takes, with their factors, slice by slice.
+//! The experts' part of a product: every adapter's routes in tiles, with their rows of h scaled, slice by slice.
 
-use super::kernels::terms::Terms;
-use super::pool::B_COLUMNS;
-use super::{Cpu, Pool, Sums};
-use crate::adapter::slots::Slots;
+use super::kernels::routes::{Panel, Place, ROUTES, Routes, Tile};
+use super::{Cpu, Pool, SharedMut, Sums, with_scratch};
+use crate::adapter::slots::{Slot, Slots};
 use crate::element::{Element, ElementType};
 use half::{bf16, f16};
+use std::ops::Range;
 
-/// Factors and rows of B, `[slices, rows]` lists behind each other.
+/// Rows of a task of [`Extension::add_to`]: what their columns take stays in a core's second-level cache.
+const ROWS_AT_ONCE: usize = 512;
+
+/// Tasks a thread should have there.
+const TASKS_A_THREAD: usize = 4;
+
+/// Routes of rows, adapters ascending: a row's sums are its own, then its adapters' in that order, then whatever follows.
 pub(crate) struct Extension {
-    list: Vec<(f32, u32)>,
-    starts: Vec<usize>,
-    rows: usize,
+    /// One for every slice of the output.
+    slices: Vec<Routes>,
+    /// Whether a row has a route.
+    touched: Vec<bool>,
 }
 
 /// A route of a row: a slot that holds an adapter, its weight, and its row of h.
 pub(crate) type Route<'a> = (usize, f32, &'a [f32]);
 
 impl Extension {
-    /// Lists every row's routes in their order.
+    /// Sorts the rows' routes by adapter and packs them.
     pub(crate) fn new<'a, R: Iterator<Item = Route<'a>>>(
         slots: &Slots,
         rows: usize,
         routes: impl Fn(usize) -> R,
     ) -> Self {
-        let slices = slots.slices().len();
-        let (mut list, mut starts) = (Vec::new(), Vec::with_capacity(slices * rows + 1));
-        for slice in 0..slices {
-            for row in 0..rows {
-                starts.push(list.len());
-                for (id, weight, h) in routes(row) {
-                    let (slot, part) = (&slots.slots()[id], &slots.parts(slice)[id]);
-                    if part.rank > 0 {
-                        let h = &h[(part.row - slot.row) as usize..][..part.rank as usize];
-                        let factor = weight * part.scaling;
-                        list.extend(h.iter().zip(part.row..).map(|(&h, row)| (factor * h, row)));
-                    }
-                }
+        let mut ends = vec![0; slots.slots().len() + 1];
+        let mut touched = vec![false; rows];
+        for row in 0..rows {
+            for (id, ..) in routes(row) {
+                ends[id + 1] += 1;
+                touched[row] = true;
             }
         }
-        starts.push(list.len());
-        Self { list, starts, rows }
+        (1..ends.len()).for_each(|id| ends[id] += ends[id - 1]);
+        let nothing: (u32, f32, &[f32]) = (0, 0.0, &[]);
+        let mut sorted = vec![nothing; ends[ends.len() - 1]];
+        // Starts move on to the ends as routes come.
+        let mut starts = ends;
+        for row in 0..rows {
+            for (id, weight, h) in routes(row) {
+                sorted[starts[id]] = (row as u32, weight, h);
+                starts[id] += 1;
+            }
+        }
+        let slice = |slice: usize| {
+            let (mut tiles, mut start) = (Routes::default(), 0);
+            for (id, &end) in starts[..slots.slots().len()].iter().enumerate() {
+                if end > start {
+                    tiles.push(&slots.slots()[id], &slots.parts(slice)[id], &sorted[start..end]);
+                }
+                start = end;
+            }
+            tiles
+        };
+        Self { slices: (0..slots.slices().len()).map(slice).collect(), touched }
     }
 
     /// Adds them to sums, whose rows are this extension's and whose column `origin` is the pool's first.
     pub(crate) fn add(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums, origin: usize) {
-        match pool.slots().sizes().element {
-            ElementType::F32 => self.add_rows::<f32>(cpu, pool, sums, origin),
-            ElementType::F16 => self.add_rows::<f16>(cpu, pool, sums, origin),
-            ElementType::Bf16 => self.add_rows::<bf16>(cpu, pool, sums, origin),
+        let (all, mut first) = (sums.columns.clone(), origin);
+        for (routes, &width) in self.slices.iter().zip(pool.slots().slices()) {
+            let columns =
+                all.start.clamp(first, first + width) - first..all.end.clamp(first, first + width) - first;
+            if !columns.is_empty() {
+                let place = sums.place(first + columns.start);
+                // SAFETY: the sums are borrowed exclusively.
+                unsafe { cpu.add_routes(pool, routes, columns, &place) };
+            }
+            first += width;
         }
     }
 
-    fn add_rows<B: Element>(&self, cpu: &Cpu, pool: &Pool, sums: &mut Sums, origin: usize) {
-        let (all, mut first) = (sums.columns.clone(), origin);
-        for (slice, &width) in pool.slots().slices().iter().enumerate() {
-            let columns =
-                all.start.clamp(first, first + width) - first..all.end.clamp(first, first + width) - first;
-            // What the pool has of a panel's columns stays in the first-level cache from row to row.
-            for (columns, rows) in pool.b_panels::<B>(columns) {
-                for row in sums.rows.clone() {
-                    let at = slice * self.rows + row;
-                    let list = &self.list[self.starts[at]..self.starts[at + 1]];
-                    let terms = Terms { list, rows, stride: B_COLUMNS, column: columns.start % B_COLUMNS };
-                    cpu.add_terms(terms, sums.part(row, &(first + columns.start..first + columns.end)));
+    /// `y (+)= the experts' sums` over all threads, rounded once, where the pool has one slice; with `accumulate` rows without
+    /// a route are left alone, without it they are zeros.
+    pub(crate) fn add_to<Y: Element>(
+        &self,
+        cpu: &Cpu,
+        pool: &Pool,
+        y: &mut [Y],
+        (width, stride): (usize, usize),
+        accumulate: bool,
+    ) {
+        let rows = self.touched.len();
+        let blocks = rows.div_ceil(ROWS_AT_ONCE);
+        let wanted = (TASKS_A_THREAD * cpu.threads()).div_ceil(blocks.max(1));
+        let group = width.div_ceil(wanted).next_multiple_of(super::B_COLUMNS);
+        let groups = width.div_ceil(group);
+        let shared = SharedMut::new(y);
+        cpu.each(groups * blocks, |task| {
+            let (block, group_at) = (task % blocks, task / blocks);
+            let own = rows * block / blocks..rows * (block + 1) / blocks;
+            let columns = group_at * group..width.min((group_at + 1) * group);
+            let part = |row: usize| {
+                // SAFETY: rows lie at least their width apart, and every (row, column) is one task's.
+                unsafe { shared.part(row * stride + columns.start, columns.len()) }
+            };
+            if Y::TYPE == ElementType::F32 {
+                if !accumulate {
+                    own.clone().for_each(|row| part(row).fill(Y::zeroed()));
                 }
+                let start = shared.pointer(own.start * stride + columns.start).cast();
+                let place = Place { start, stride, rows: own };
+                // SAFETY: as above; y's elements are f32.
+                return unsafe { cpu.add_routes(pool, &self.slices[0], columns.clone(), &place) };
             }
-            first += width;
+            with_scratch(|[sums, _]| {
+                let count = columns.len();
+                let sums = sums.at_least(own.len() * count);
+                for (row, sums) in own.clone().zip(sums.chunks_mut(count)) {
+                    if accumulate { cpu.widen(part(row), sums) } else { sums.fill(0.0) }
+                }
+                let place = Place { start: sums.as_mut_ptr(), stride: count, rows: own.clone() };
+                // SAFETY: the sums are this task's.
+                unsafe { cpu.add_routes(pool, &self.slices[0], columns.clone(), &place) };
+                for (row, sums) in own.clone().zip(sums.chunks(count)) {
+                    if self.touched[row] || !accumulate {
+                        cpu.store_row(sums, None, part(row));
+                    }
+                }
+            });
+        });
+    }
+}
+
+impl Routes {
+    /// Packs one adapter's routes, whose rows ascend.
+    fn push(&mut self, slot: &Slot, part: &Slot, routes: &[(u32, f32, &[f32])]) {
+        if part.rank == 0 {
+            return;
+        }
+        let (rank, skip) = (part.rank as usize, (part.row - slot.row) as usize);
+        // Tiles of nearly equal height, cut where a row comes again.
+        let tiles = routes.len().div_ceil(ROUTES);
+        let mut leads = true;
+        for i in 0..tiles {
+            let tile = &routes[routes.len() * i / tiles..routes.len() * (i + 1) / tiles];
+            for tile in tile.chunk_by(|a, b| a.0 != b.0) {
+                let (first, h) = (self.rows.len(), self.h.len());
+                self.rows.extend(tile.iter().map(|route| route.0));
+                for r in skip..skip + rank {
+                    self.h.extend(tile.iter().map(|(_, weight, h)| weight * part.scaling * h[r]));
+                }
+                let routes = first..self.rows.len();
+                self.tiles.push(Tile { b_row: part.row as usize, rank, routes, h, leads });
+                leads = false;
+            }
+        }
+    }
+}
+
+impl Cpu {
+    /// Adds routes to the columns of a pool's slice that a place has, on this thread.
+    ///
+    /// # Safety
+    /// The columns of every row of the place are the caller's alone.
+    unsafe fn add_routes(&self, pool: &Pool, routes: &Routes, columns: Range<usize>, place: &Place) {
+        // SAFETY: passed on.
+        unsafe {
+            match pool.slots().sizes().element {
+                ElementType::F32 => self.add_panels::<f32>(pool, routes, columns, place),
+                ElementType::F16 => self.add_panels::<f16>(pool, routes, columns, place),
+                ElementType::Bf16 => self.add_panels::<bf16>(pool, routes, columns, place),
+            }
+        }
+    }
+
+    unsafe fn add_panels<B: Element>(
+        &self,
+        pool: &Pool,
+        routes: &Routes,
+        columns: Range<usize>,
+        place: &Place,
+    ) {
+        let first = columns.start;
+        for (own, b) in pool.b_panels::<B>(columns) {
+            let start = place.start.wrapping_add(own.start - first);
+            let panel = Panel { b, column: own.start % super::B_COLUMNS, columns: own.len() };
+            let place = Place { start, ..place.clone() };
+            // SAFETY: passed on.
+            unsafe { super::kernels::routes::add_routes(self.level, routes, panel, &place) };
         }
     }
 }

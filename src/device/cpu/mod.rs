@@ -146,32 +146,6 @@ impl Cpu {
     pub(crate) fn widen<Y: Element>(&self, row: &[Y], c: &mut [f32]) {
         kernels::pack::pack_rows(self.level, &[row], c);
     }
-
-    /// Cuts y into blocks of rows and columns over all threads and hands every row's part of a block to
-    /// `task(scratch, column, row, part)`; what a block of columns reads stays in its core's cache.
-    pub(crate) fn each_block<Y: Element, S: Default>(
-        &self,
-        y: &mut [Y],
-        (rows, width, stride): (usize, usize, usize),
-        task: impl Fn(&mut S, usize, usize, &mut [Y]) + Sync,
-    ) {
-        const ROWS: usize = 256;
-        // Few rows: tasks long enough to be worth waking a thread. Many: what their columns read stays in cache.
-        let column_step = if rows < 16 { 1024 } else { 128 };
-        let columns = width.div_ceil(column_step);
-        let shared = SharedMut::new(y);
-        self.each(rows.div_ceil(ROWS) * columns, |block| {
-            let (row0, column) = (block / columns * ROWS, block % columns * column_step);
-            let count = column_step.min(width - column);
-            let mut scratch = S::default();
-            for row in row0..(row0 + ROWS).min(rows) {
-                // SAFETY: `stride >= width` by the operations' checks, so parts of different blocks do not
-                // overlap, and one task holds one part at a time.
-                let part = unsafe { shared.part(row * stride + column, count) };
-                task(&mut scratch, column, row, part);
-            }
-        });
-    }
 }
 
 /// A slice that several threads write at places which never overlap.
@@ -193,6 +167,12 @@ impl<'a, T> SharedMut<'a, T> {
     /// Elements of the slice.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Where an element lies, to be written where nobody else is.
+    pub(crate) fn pointer(&self, at: usize) -> *mut T {
+        assert!(at < self.len, "within the slice");
+        self.start.wrapping_add(at)
     }
 
     /// One part.

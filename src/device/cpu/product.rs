@@ -9,6 +9,7 @@
 //! The task's c is then whatever the operation makes of it: experts are added, y is rounded once and stored.
 
 use super::kernels::panel::{BLOCK, Block, block};
+use super::kernels::routes::Place;
 use super::memory::Lines;
 use super::pool::B_COLUMNS;
 use super::rows::Tiles;
@@ -56,6 +57,12 @@ impl Sums<'_> {
     /// The sums of one packed row, all of its columns.
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         &mut self.c[(row - self.rows.start) * self.stride..][..self.columns.len()]
+    }
+
+    /// Where all rows lie, from a column on.
+    pub(super) fn place(&mut self, column: usize) -> Place {
+        let first = column - self.columns.start;
+        Place { start: self.c[first..].as_mut_ptr(), stride: self.stride, rows: self.rows.clone() }
     }
 
     /// The sums of one packed row over some of its columns.

@@ -41,7 +41,7 @@ impl Cpu {
 
     /// Base and the experts of `plan` in one pass; `h` is [`Cpu::shrink`]'s. See the [module](super).
     ///
-    /// A token's sums are the base's, then its routes' in slot order, then the bias: its bits do not depend on its batch.
+    /// A token's sums are the base's, then its adapters', ascending, then the bias: its bits do not depend on its batch.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"

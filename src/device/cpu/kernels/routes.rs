@@ -1,0 +1,209 @@
+//! Routes of one adapter times its rows of B, added to the rows that they belong to.
+//!
+//! ```text
+//! for every tile of routes of an adapter          at most 6, whose rows differ
+//!   for every few vectors of the panel's columns
+//!     sums = 0
+//!     for every rank                              a row of B, a broadcast of h a route
+//!       sums[route] += h[rank, route] B[rank]
+//!     c[row of the route] += sums[route]
+//! ```
+//!
+//! A tile of 6 routes and 4 vectors has 24 multiply-adds for 10 loads. The rows of B of an adapter stay in the first-level
+//! cache from tile to tile; those of the panel that comes next, and the rows' next columns, are asked for on the way.
+
+use super::{Kernel, run};
+use crate::device::cpu::pool::B_COLUMNS;
+use crate::device::cpu::shared::Span;
+use crate::device::cpu::simd::{Level, Simd};
+use crate::element::Element;
+use std::ops::Range;
+
+/// Most routes of a tile.
+pub(crate) const ROUTES: usize = 6;
+
+/// Routes of one adapter.
+#[derive(Debug)]
+pub(crate) struct Tile {
+    /// The adapter's first row of B, and how many it has.
+    pub(crate) b_row: usize,
+    pub(crate) rank: usize,
+    /// The routes' places in [`Routes::rows`], at most [`ROUTES`].
+    pub(crate) routes: Range<usize>,
+    /// Where `[rank, routes]` of [`Routes::h`] starts.
+    pub(crate) h: usize,
+    /// Whether it is the adapter's first tile.
+    pub(crate) leads: bool,
+}
+
+/// Tiles of routes, adapter by adapter.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    pub(crate) tiles: Vec<Tile>,
+    /// The row of every route; ascending and different within a tile.
+    pub(crate) rows: Vec<u32>,
+    /// Rows of h with all their factors, k-major within a tile.
+    pub(crate) h: Vec<f32>,
+}
+
+/// Columns of a panel of B, `[rank_capacity, B_COLUMNS]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a, B> {
+    pub(crate) b: Span<'a, B>,
+    pub(crate) column: usize,
+    pub(crate) columns: usize,
+}
+
+/// Where sums lie: some rows, `stride` elements apart, of which the panel's columns come first.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) start: *mut f32,
+    pub(crate) stride: usize,
+    pub(crate) rows: Range<usize>,
+}
+
+/// `c[row of n][j] += sum over r of h[r, n] B[r][column + j]` for every route n whose row is one of the place's.
+///
+/// A route's sum starts from zero and is added as one: the same bits in every tile. Adapters follow each other in the order
+/// of the tiles.
+///
+/// # Safety
+/// The panel's columns of every row of the place are the caller's alone.
+pub(crate) unsafe fn add_routes<B: Element>(level: Level, routes: &Routes, panel: Panel<B>, place: &Place) {
+    assert!(panel.column + panel.columns <= B_COLUMNS, "columns within a panel");
+    // SAFETY: the caller's promise; `Level::detect` found the instruction set.
+    unsafe { run(level, AddRoutes { routes, panel, place }) }
+}
+
+struct AddRoutes<'a, B> {
+    routes: &'a Routes,
+    panel: Panel<'a, B>,
+    place: &'a Place,
+}
+
+impl<B: Element> Kernel for AddRoutes<'_, B> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for tile in &self.routes.tiles {
+            let rows = &self.routes.rows[tile.routes.clone()];
+            let first = rows.partition_point(|&row| (row as usize) < self.place.rows.start);
+            let end = rows.partition_point(|&row| (row as usize) < self.place.rows.end);
+            // SAFETY: passed on.
+            unsafe {
+                match end - first {
+                    0 => (),
+                    1 => self.tile::<S, 1>(tile, first),
+                    2 => self.tile::<S, 2>(tile, first),
+                    3 => self.tile::<S, 3>(tile, first),
+                    4 => self.tile::<S, 4>(tile, first),
+                    5 => self.tile::<S, 5>(tile, first),
+                    _ => self.tile::<S, 6>(tile, first),
+                }
+            }
+        }
+    }
+}
+
+impl<B: Element> AddRoutes<'_, B> {
+    /// M routes of a tile from the `first` on.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, tile: &Tile, first: usize) {
+        let rows = &self.routes.rows[tile.routes.clone()][first..first + M];
+        let h_stride = tile.routes.len();
+        let h = &self.routes.h[tile.h..tile.h + tile.rank * h_stride];
+        let Panel { b, column, columns } = self.panel;
+        assert!((tile.b_row + tile.rank) * B_COLUMNS <= b.len(), "rows within the panel");
+        let mut c = [self.place.start; M];
+        for m in 0..M {
+            c[m] = c[m].wrapping_add((rows[m] as usize - self.place.rows.start) * self.place.stride);
+        }
+        // SAFETY: the tile's rows of B and of h are there by the assertions; the rows are the place's.
+        unsafe {
+            let mut strip = Strip {
+                h: h.as_ptr().add(first),
+                h_stride,
+                b: b.as_ptr().add(tile.b_row * B_COLUMNS + column),
+                rank: tile.rank,
+                next: if tile.leads { b.len() } else { 0 },
+                c,
+            };
+            let mut left = columns;
+            while left > 0 {
+                let vectors = if left >= 4 * S::LANES && S::ROWS >= 2 * ROUTES {
+                    strip.add::<S, 4>(S::LANES);
+                    4
+                } else if left >= 2 * S::LANES {
+                    strip.add::<S, 2>(S::LANES);
+                    2
+                } else {
+                    strip.add::<S, 1>(left.min(S::LANES));
+                    1
+                };
+                left = left.saturating_sub(vectors * S::LANES);
+                strip.b = strip.b.wrapping_add(vectors * S::LANES);
+                for m in 0..M {
+                    strip.c[m] = strip.c[m].wrapping_add(vectors * S::LANES);
+                }
+            }
+        }
+    }
+}
+
+/// M routes and some vectors of columns.
+struct Strip<B, const M: usize> {
+    h: *const f32,
+    h_stride: usize,
+    b: *const B,
+    rank: usize,
+    /// Elements to the panel that is read next, where it is asked for.
+    next: usize,
+    c: [*mut f32; M],
+}
+
+impl<B: Element, const M: usize> Strip<B, M> {
+    /// N vectors, or the first `count` lanes of one.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const N: usize>(&self, count: usize) {
+        let whole = N > 1 || count == S::LANES;
+        // SAFETY: `rank` rows of B and of h, and `count` columns of M rows of c, by the caller's promise.
+        unsafe {
+            let mut sums = [[S::splat(0.0); N]; M];
+            for m in 0..M {
+                // A row's next columns lie behind these.
+                for n in 0..N {
+                    S::prefetch(self.c[m].wrapping_add(B_COLUMNS + n * S::LANES).cast());
+                }
+            }
+            let (mut h, mut b) = (self.h, self.b);
+            for _ in 0..self.rank {
+                if self.next > 0 {
+                    for n in 0..N {
+                        S::prefetch(b.wrapping_add(self.next + n * S::LANES).cast());
+                    }
+                }
+                let mut columns = [S::splat(0.0); N];
+                for n in 0..N {
+                    let from = b.wrapping_add(n * S::LANES);
+                    columns[n] = if whole { S::load(from) } else { S::load_part(from, count) };
+                }
+                for m in 0..M {
+                    let h = S::splat(*h.add(m));
+                    for n in 0..N {
+                        sums[m][n] = S::fma(h, columns[n], sums[m][n]);
+                    }
+                }
+                (h, b) = (h.wrapping_add(self.h_stride), b.wrapping_add(B_COLUMNS));
+            }
+            for m in 0..M {
+                for n in 0..N {
+                    let place = self.c[m].wrapping_add(n * S::LANES);
+                    if whole {
+                        S::store_f32(place, S::add(S::load_f32(place), sums[m][n]));
+                    } else {
+                        S::store_part(place, S::add(S::load_part(place, count), sums[m][n]), count);
+                    }
+                }
+            }
+        }
+    }
+}
