@@ -9,6 +9,10 @@ use std::ops::Range;
 /// Elements of the inner dimension that a block of a [`Matrix`] has: its rows of one tile stay in the first-level cache.
 pub(crate) const INNER: usize = 256;
 
+/// Blocks whose products stay in registers together: adding up lanes costs as much as some 100 multiply-adds, and more of x
+/// than this would not stay in the first-level cache.
+const SPAN: usize = 4;
+
 /// Rows cut into blocks of [`INNER`] elements: block b of row r starts at `r * row + b * block`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, W> {
@@ -26,8 +30,8 @@ impl<'a, W> Matrix<'a, W> {
 
 /// `out[m * rows.len() + n] = <xs[m], w[rows.start + n]>`; all rows have the length of those of x.
 ///
-/// In every block lane l of a product adds the elements l, l + LANES, .. in order, then the lanes are summed in a fixed
-/// order, then the blocks: the same bits in every tile.
+/// In every [`SPAN`] of blocks lane l of a product adds the elements l, l + LANES, .. in order, then the lanes are summed in a
+/// fixed order, then the spans: the same bits in every tile.
 pub(crate) fn dot_rows<X: Element, W: Element>(
     level: Level,
     xs: &[&[X]],
@@ -57,27 +61,43 @@ struct Dots<'a, X, W> {
 }
 
 impl<X: Element, W: Element> Kernel for Dots<'_, X, W> {
-    /// Cuts the block into register tiles: 4 x 4 (16 accumulators, 8 loads a step), thin ones at the edges.
+    /// Cuts the products into register tiles: 6 x 4 (24 sums, 10 loads a step) where there are registers for it, else 6 x 2,
+    /// and thinner ones at the edges.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { k, xs, w, rows, out } = self;
         let columns = rows.len();
-        for block in 0..k.div_ceil(INNER) {
-            let count = INNER.min(k - block * INNER);
+        for first in (0..k).step_by(SPAN * INNER) {
             let mut m = 0;
             while m < xs.len() {
-                let height = if xs.len() - m >= 4 { 4 } else { 1 };
+                let height = match (xs.len() - m).min(S::ROWS) {
+                    6.. => 6,
+                    4 | 5 => 4,
+                    2 | 3 => 2,
+                    _ => 1,
+                };
                 let mut n = 0;
                 while n < columns {
                     // SAFETY: the tile's rows are within both operands, by `dot_rows`' assertions.
                     n += unsafe {
-                        let w = w.data.as_ptr().add((rows.start + n) * w.row + block * w.block);
-                        let tile = Tile { k: count, xs: &xs[m..], first: block * INNER, w, row: self.w.row };
+                        let start = w.data.as_ptr().add((rows.start + n) * w.row + first / INNER * w.block);
+                        // The first rows bring the matrix, the others find it in a cache.
+                        let (k, ahead) = ((SPAN * INNER).min(k - first), m == 0);
+                        let tile =
+                            Tile { k, xs: &xs[m..], first, w: start, row: w.row, block: w.block, ahead };
                         let out = &mut out[m * columns + n..];
-                        match (height, columns - n) {
-                            (4, 4..) => tile.run::<S, 4, 4>(out, columns),
-                            (4, _) => tile.run::<S, 4, 1>(out, columns),
-                            (_, 8..) => tile.run::<S, 1, 8>(out, columns),
+                        let wide = if S::ROWS >= 12 { 4 } else { 2 };
+                        match (height, columns - n >= wide) {
+                            (6, true) if wide == 4 => tile.run::<S, 6, 4>(out, columns),
+                            (6, true) => tile.run::<S, 6, 2>(out, columns),
+                            (6, false) => tile.run::<S, 6, 1>(out, columns),
+                            (4, true) if wide == 4 => tile.run::<S, 4, 4>(out, columns),
+                            (4, true) => tile.run::<S, 4, 2>(out, columns),
+                            (4, false) => tile.run::<S, 4, 1>(out, columns),
+                            (2, true) if wide == 4 => tile.run::<S, 2, 4>(out, columns),
+                            (2, true) => tile.run::<S, 2, 2>(out, columns),
+                            (2, false) => tile.run::<S, 2, 1>(out, columns),
+                            _ if columns - n >= 8 => tile.run::<S, 1, 8>(out, columns),
                             _ => tile.run::<S, 1, 1>(out, columns),
                         }
                     };
@@ -88,44 +108,70 @@ impl<X: Element, W: Element> Kernel for Dots<'_, X, W> {
     }
 }
 
-/// A register tile in one block.
+/// A register tile in one span of blocks.
 struct Tile<'a, X, W> {
     k: usize,
     xs: &'a [&'a [X]],
     first: usize,
     w: *const W,
     row: usize,
+    block: usize,
+    ahead: bool,
 }
 
 impl<X: Element, W: Element> Tile<'_, X, W> {
-    /// Adds the block's part to `out`; returns the tile's columns.
+    /// Adds the span's part to `out`; returns the tile's columns.
     #[inline(always)]
     unsafe fn run<S: Simd, const M: usize, const N: usize>(self, out: &mut [f32], stride: usize) -> usize {
-        let (k, whole) = (self.k, self.k / S::LANES * S::LANES);
-        // SAFETY: every load is within the block of a row: whole vectors below `whole`, the tail from padded copies.
+        // SAFETY: every load is within the span of a row: whole vectors, the tail from padded copies.
         unsafe {
-            let x: [*const X; M] = std::array::from_fn(|m| self.xs[m].as_ptr().add(self.first));
-            let w: [*const W; N] = std::array::from_fn(|n| self.w.add(n * self.row));
             let mut sums = [[S::splat(0.0); N]; M];
-            let mut i = 0;
-            while i < whole {
-                let wv: [S::V; N] = std::array::from_fn(|n| S::load(w[n].add(i)));
-                for m in 0..M {
-                    let xv = S::load(x[m].add(i));
-                    for n in 0..N {
-                        sums[m][n] = S::fma(xv, wv[n], sums[m][n]);
-                    }
-                }
-                i += S::LANES;
+            let (mut x, mut w) = ([self.xs[0].as_ptr(); M], [self.w; N]);
+            for m in 0..M {
+                x[m] = self.xs[m].as_ptr().add(self.first);
             }
-            if whole < k {
-                let wv: [S::V; N] = std::array::from_fn(|n| S::load_part(w[n].add(whole), k - whole));
-                for m in 0..M {
-                    let xv = S::load_part(x[m].add(whole), k - whole);
+            for n in 0..N {
+                w[n] = w[n].add(n * self.row);
+            }
+            let mut left = self.k;
+            while left > 0 {
+                let count = INNER.min(left);
+                let whole = count / S::LANES * S::LANES;
+                let mut i = 0;
+                while i < whole {
+                    if self.ahead {
+                        for n in 0..N {
+                            S::prefetch(w[n].wrapping_add(i + self.block).cast());
+                        }
+                    }
+                    let mut columns = [S::splat(0.0); N];
                     for n in 0..N {
-                        sums[m][n] = S::fma(xv, wv[n], sums[m][n]);
+                        columns[n] = S::load(w[n].add(i));
+                    }
+                    for m in 0..M {
+                        let x = S::load(x[m].add(i));
+                        for n in 0..N {
+                            sums[m][n] = S::fma(x, columns[n], sums[m][n]);
+                        }
+                    }
+                    i += S::LANES;
+                }
+                if whole < count {
+                    for m in 0..M {
+                        let x = S::load_part(x[m].add(whole), count - whole);
+                        for n in 0..N {
+                            let w = S::load_part(w[n].add(whole), count - whole);
+                            sums[m][n] = S::fma(x, w, sums[m][n]);
+                        }
                     }
                 }
+                for m in 0..M {
+                    x[m] = x[m].wrapping_add(count);
+                }
+                for n in 0..N {
+                    w[n] = w[n].wrapping_add(self.block);
+                }
+                left -= count;
             }
             for m in 0..M {
                 let mut n = 0;
