@@ -12,12 +12,11 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
-use crate::device::cpu::{Cpu, DOT_ROWS, Pool, SharedMut};
+use crate::device::cpu::{Cpu, Group, Pool, SharedMut, Wide};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
-use crate::element::{Element, ElementType};
+use crate::element::Element;
 use crate::error::{Error, Result};
-use half::{bf16, f16};
 
 const OP: &str = "shrink";
 
@@ -163,11 +162,7 @@ impl Cpu {
         plan.check_pool(OP, pool)?;
         let per_route = |h: &mut [f32], h_stride: usize| {
             let sizes = Sizes { h_stride, ..*sizes };
-            match slots.sizes().element {
-                ElementType::F32 => self.shrink_routes::<X, f32>(&sizes, plan, pool, x, h),
-                ElementType::F16 => self.shrink_routes::<X, f16>(&sizes, plan, pool, x, h),
-                ElementType::Bf16 => self.shrink_routes::<X, bf16>(&sizes, plan, pool, x, h),
-            }
+            self.shrink_routes(&sizes, plan, pool, x, h);
         };
         if sizes.output != Output::RankSum {
             per_route(h, sizes.h_stride);
@@ -193,40 +188,19 @@ impl Cpu {
         Ok(())
     }
 
-    /// One row of h per route: tiles of one expert's routes times tiles of its ranks, over all threads.
-    fn shrink_routes<X: Element, A: Element>(
-        &self,
-        sizes: &Sizes,
-        plan: &Plan,
-        pool: &Pool,
-        x: &[X],
-        h: &mut [f32],
-    ) {
-        let slots = pool.slots().slots();
-        let mut tiles = Vec::new();
-        for e in plan.live_experts() {
-            let routes = plan.routes_of(e).len();
-            // Few routes: thin tiles of ranks keep all threads busy.
-            let ranks = if routes <= DOT_ROWS { 8 } else { DOT_ROWS };
-            for n in (0..routes).step_by(DOT_ROWS) {
-                tiles.extend((0..slots[e].rank as usize).step_by(ranks).map(|r| (e, n, r, ranks)));
-            }
-        }
+    /// One row of h per route, adapter by adapter.
+    fn shrink_routes<X: Element>(&self, sizes: &Sizes, plan: &Plan, pool: &Pool, x: &[X], h: &mut [f32]) {
+        let x = Wide::new(self, x, (sizes.tokens, sizes.in_features, sizes.x_stride));
+        let group = |slot| Group { slot, rows: plan.routes_of(slot).len() };
+        let groups: Vec<Group> = plan.live_experts().map(group).collect();
+        let route = |group: usize, i: usize| plan.routes_of(groups[group].slot)[i] as usize;
         let place = SharedMut::new(h);
-        self.each(tiles.len(), |tile| {
-            let (e, n0, r0, ranks) = tiles[tile];
-            let routes = &plan.routes_of(e)[n0..];
-            let routes = &routes[..routes.len().min(DOT_ROWS)];
-            let first = slots[e].row as usize;
-            self.dot_tile::<X, A>(
-                routes.len(),
-                |m| &x[routes[m] as usize / sizes.top_k * sizes.x_stride..][..sizes.in_features],
-                pool.a_matrix(),
-                first + r0..first + (r0 + ranks).min(slots[e].rank as usize),
-                // SAFETY: every (route, rank) is one product of one task.
-                |m, r, v| unsafe { place.part(routes[m] as usize * sizes.h_stride + r0 + r, 1)[0] = v },
-            );
-        });
+        let put = |group: usize, i: usize, products: &[f32]| {
+            // SAFETY: every route has a row of its own, and is put once.
+            let row = unsafe { place.part(route(group, i) * sizes.h_stride, products.len()) };
+            row.copy_from_slice(products);
+        };
+        self.rank_products(pool, &x, &groups, |group, i| route(group, i) / sizes.top_k, put);
     }
 }
 

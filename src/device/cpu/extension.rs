@@ -102,27 +102,22 @@ impl Extension {
                 // SAFETY: rows lie at least their width apart, and every (row, column) is one task's.
                 unsafe { shared.part(row * stride + columns.start, columns.len()) }
             };
-            if Y::TYPE == ElementType::F32 {
-                if !accumulate {
-                    own.clone().for_each(|row| part(row).fill(Y::zeroed()));
-                }
-                let start = shared.pointer(own.start * stride + columns.start).cast();
-                let place = Place { start, stride, rows: own };
-                // SAFETY: as above; y's elements are f32.
-                return unsafe { cpu.add_routes(pool, &self.slices[0], columns.clone(), &place) };
-            }
             with_scratch(|[sums, _]| {
                 let count = columns.len();
+                // Sums of their own and not in y: rows of y lie so that they would meet in few places of a cache.
                 let sums = sums.at_least(own.len() * count);
-                for (row, sums) in own.clone().zip(sums.chunks_mut(count)) {
-                    if accumulate { cpu.widen(part(row), sums) } else { sums.fill(0.0) }
-                }
+                sums.fill(0.0);
                 let place = Place { start: sums.as_mut_ptr(), stride: count, rows: own.clone() };
                 // SAFETY: the sums are this task's.
                 unsafe { cpu.add_routes(pool, &self.slices[0], columns.clone(), &place) };
                 for (row, sums) in own.clone().zip(sums.chunks(count)) {
+                    let next = if row + 1 < own.end {
+                        shared.pointer((row + 1) * stride + columns.start)
+                    } else {
+                        std::ptr::null_mut()
+                    };
                     if self.touched[row] || !accumulate {
-                        cpu.store_row(sums, None, part(row));
+                        cpu.add_row(sums, part(row), accumulate, next);
                     }
                 }
             });

@@ -5,6 +5,7 @@ mod kernels;
 mod memory;
 mod pool;
 mod product;
+mod ranks;
 mod rows;
 mod shared;
 mod simd;
@@ -18,6 +19,7 @@ pub(crate) use memory::Lines;
 pub(crate) use pool::B_COLUMNS;
 pub use pool::Pool;
 pub(crate) use product::{Out, Part, Sums, TASKS_A_THREAD, with_scratch};
+pub(crate) use ranks::{Group, Wide};
 pub(crate) use rows::Tiles;
 pub use weight::Weight;
 
@@ -135,6 +137,11 @@ impl Cpu {
     /// `y = c (+ bias)` on this thread, rounded once.
     pub(crate) fn store_row<Y: Element>(&self, c: &[f32], bias: Option<&[Y]>, y: &mut [Y]) {
         kernels::terms::store_row(self.level, c, bias, y);
+    }
+
+    /// `y = c`, or `y + c` where it is added, rounded once, on this thread; asks for as much of what comes `next`.
+    pub(crate) fn add_row<Y: Element>(&self, c: &[f32], y: &mut [Y], accumulate: bool, next: *const Y) {
+        kernels::terms::add_to_row(self.level, c, y, accumulate, next);
     }
 
     /// `sqrt(variance + epsilon)` of a row, on this thread.

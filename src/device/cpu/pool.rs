@@ -1,7 +1,7 @@
-//! The CPU's pool: A, and B transposed, one row per rank, both in panels of columns: what a task takes of an adapter lies
-//! together, and rows do not fall onto the same places of a cache.
+//! The CPU's pool: what a task takes of an adapter lies together. A is `[in_features, rank]`, so that ranks fill lanes; B
+//! transposed lies in panels of columns, a row per rank, which do not fall onto the same places of a cache.
 
-use super::kernels::dot::{INNER, Matrix};
+use super::kernels::ranks::Factor;
 use super::shared::{SharedWords, Span};
 use crate::adapter::{
     Lora,
@@ -38,7 +38,7 @@ pub struct Factors {
     sizes: PoolSizes,
     /// Columns of a row of B: the widest slice's.
     width: usize,
-    /// `[blocks, rank_capacity, INNER]`; one block of whole rows where they are shorter.
+    /// An adapter's A is `[in_features, rank]`, where its rows of `[rank_capacity, in_features]` would lie.
     a: SharedWords,
     /// `[panels, rank_capacity, B_COLUMNS]`.
     b: SharedWords,
@@ -170,10 +170,11 @@ impl Pool {
         }
     }
 
-    /// Every row of A.
-    pub(crate) fn a_matrix<E: Element>(&self) -> Matrix<'_, E> {
-        let row = a_block(self.slots.sizes());
-        Matrix { data: self.factors.a.span(), row, block: self.slots.sizes().rank_capacity * row }
+    /// The A of the adapter in a slot.
+    pub(crate) fn a<E: Element>(&self, slot: usize) -> Factor<'_, E> {
+        let (inner, slot) = (self.slots.sizes().in_features, &self.slots.slots()[slot]);
+        let rank = slot.rank as usize;
+        Factor { data: self.factors.a.span().part(slot.row as usize * inner, rank * inner), inner, rank }
     }
 
     /// Columns of B transposed, as wide as the widest slice of the output, panel by panel: which of them, and the panel,
@@ -230,28 +231,20 @@ impl Factors {
     }
 
     unsafe fn write_as<E: Element>(&self, at: Slot, loras: &[&Lora]) {
-        let (a, b) = pack::<E>(loras, self.sizes.in_features, self.width);
-        let row = at.row as usize;
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.write_panels(&self.a, a_block(&self.sizes), row, a.chunks(self.sizes.in_features));
-            self.write_panels(&self.b, B_COLUMNS, row, b.chunks(self.width));
+        let inner = self.sizes.in_features;
+        let (a, b) = pack::<E>(loras, inner, self.width);
+        let rank = a.len() / inner;
+        let mut lanes = vec![E::zeroed(); a.len()];
+        for (r, row) in a.chunks(inner).enumerate() {
+            lanes[r..].iter_mut().step_by(rank).zip(row).for_each(|(place, &v)| *place = v);
         }
-    }
-
-    /// Writes rows from `row` on into panels of `width` columns.
-    unsafe fn write_panels<'a, E: Element>(
-        &self,
-        panels: &SharedWords,
-        width: usize,
-        row: usize,
-        from: impl Iterator<Item = &'a [E]>,
-    ) {
-        for (r, values) in from.enumerate() {
-            for (panel, values) in values.chunks(width).enumerate() {
-                let first = (panel * self.sizes.rank_capacity + row + r) * width;
+        // SAFETY: the caller's promise.
+        unsafe { self.a.write(at.row as usize * inner, &lanes) };
+        for (r, values) in b.chunks(self.width).enumerate() {
+            for (panel, values) in values.chunks(B_COLUMNS).enumerate() {
+                let first = (panel * self.sizes.rank_capacity + at.row as usize + r) * B_COLUMNS;
                 // SAFETY: a part of one of the caller's rows.
-                unsafe { panels.write(first, values) };
+                unsafe { self.b.write(first, values) };
             }
         }
     }
@@ -299,11 +292,5 @@ impl DevicePool for Pool {
 
 /// Elements that a rank takes of A and of B.
 fn strides(slots: &Slots) -> [usize; 2] {
-    let a = slots.sizes().in_features.next_multiple_of(a_block(slots.sizes()));
-    [a, slots.slice_width().next_multiple_of(B_COLUMNS)]
-}
-
-/// Elements of a row of A in one block.
-fn a_block(sizes: &PoolSizes) -> usize {
-    sizes.in_features.min(INNER)
+    [slots.sizes().in_features, slots.slice_width().next_multiple_of(B_COLUMNS)]
 }

@@ -1,16 +1,13 @@
 //! Fused on the CPU.
 
 use super::{OP, Sizes, check_concat, check_gate_router, cost};
-use crate::device::cpu::{B_COLUMNS, Cpu, Extension, Out, Pool, SharedMut, Tiles, Weight};
+use crate::device::cpu::{B_COLUMNS, Cpu, Extension, Group, Out, Pool, SharedMut, Tiles, Weight, Wide};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::plan::{self, Plan};
 use crate::ops::route::{self, CpuRouter, Rule, Weighting};
 use crate::ops::{Output, check_rows, row, shrink};
 use half::{bf16, f16};
-
-/// The owner of a row of the pool that belongs to no adapter.
-const NOBODY: u32 = u32::MAX;
 
 impl Cpu {
     /// What the cost model knows of this CPU: rates of one core with AVX-512 (measured: 75e9 multiply-adds and 11e9 bytes a
@@ -110,15 +107,11 @@ impl Cpu {
         plan::Sizes { tokens, top_k, experts: slots.sizes().experts }.check_ids(topk_ids)?;
         plan::check_live(OP, slots, top_k, topk_ids)?;
         plan::check_weights(OP, top_k, topk_ids, topk_weights)?;
-        match slots.sizes().element {
-            ElementType::F32 => self.gated::<X, f32, Z>(sizes, pool, x, (topk_ids, topk_weights), z),
-            ElementType::F16 => self.gated::<X, f16, Z>(sizes, pool, x, (topk_ids, topk_weights), z),
-            ElementType::Bf16 => self.gated::<X, bf16, Z>(sizes, pool, x, (topk_ids, topk_weights), z),
-        }
+        self.gated(sizes, pool, x, (topk_ids, topk_weights), z);
         Ok(())
     }
 
-    fn gated<X: Element, A: Element, Z: Element>(
+    fn gated<X: Element, Z: Element>(
         &self,
         sizes: &Sizes,
         pool: &Pool,
@@ -126,24 +119,36 @@ impl Cpu {
         (topk_ids, topk_weights): (&[i32], &[f32]),
         z: &mut [Z],
     ) {
-        let (slots, inner) = (pool.slots(), sizes.in_features);
+        let (slots, tokens) = (pool.slots(), sizes.tokens);
         let rows = slots.used_rows();
-        let mut owners = vec![NOBODY; rows];
-        for (id, slot) in slots.slots().iter().enumerate() {
-            owners[slot.row as usize..][..slot.rank as usize].fill(id as u32);
+        if rows == 0 {
+            return;
         }
-        let gate = |t: usize, owner: u32| {
+        (0..tokens).for_each(|t| z[t * sizes.h_stride..][..rows].fill(Z::zeroed()));
+        let gate = |t: usize, slot: usize| {
             let routes = t * sizes.top_k..(t + 1) * sizes.top_k;
-            let mut chosen = routes.filter(|&n| topk_ids[n] as u32 == owner && topk_ids[n] >= 0).peekable();
+            let mut chosen = routes.filter(|&n| topk_ids[n] == slot as i32).peekable();
             chosen.peek()?;
-            Some(chosen.map(|n| topk_weights[n] * slots.slots()[owner as usize].scaling).sum::<f32>())
+            Some(chosen.map(|n| topk_weights[n] * slots.slots()[slot].scaling).sum::<f32>())
         };
-        self.dot_rows(
-            (sizes.tokens, rows),
-            |t| &x[t * sizes.x_stride..][..inner],
-            pool.a_matrix::<A>(),
-            (z, sizes.h_stride),
-            |t, r, product| Z::from_f32(gate(t, owners[r]).map_or(0.0, |gate| gate * product)),
+        let live = slots.slots().iter().enumerate().filter(|(_, slot)| slot.rank > 0);
+        let groups: Vec<Group> = live.map(|(slot, _)| Group { slot, rows: tokens }).collect();
+        let x = Wide::new(self, x, (tokens, sizes.in_features, sizes.x_stride));
+        let place = SharedMut::new(z);
+        self.rank_products(
+            pool,
+            &x,
+            &groups,
+            |_, t| t,
+            |group, t, products| {
+                let slot = groups[group].slot;
+                if let Some(gate) = gate(t, slot) {
+                    let first = t * sizes.h_stride + slots.slots()[slot].row as usize;
+                    // SAFETY: every (token, slot) has ranks of its own, and is put once.
+                    let z = unsafe { place.part(first, products.len()) };
+                    z.iter_mut().zip(products).for_each(|(z, &v)| *z = Z::from_f32(gate * v));
+                }
+            },
         );
     }
 

@@ -1,4 +1,4 @@
-//! Rows times rows: scores and shrink.
+//! Rows times rows: what is neither packed nor an adapter's.
 
 use super::{Kernel, run};
 use crate::device::cpu::shared::Span;

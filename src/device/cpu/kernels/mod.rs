@@ -1,10 +1,11 @@
-//! The kernels of every operation on the CPU: rows times rows ([`dot`]: scores, shrink), rows times packed columns
-//! ([`panel`]: every frozen weight), routes times rows of B ([`routes`]: expand), weighted sums of rows ([`terms`]).
+//! The kernels of every operation on the CPU: rows times rows ([`dot`]: searches), rows times packed columns ([`panel`]: every
+//! frozen weight), rows times ranks ([`ranks`]: shrink), routes times rows of B ([`routes`]: expand), weighted sums of rows ([`terms`]).
 
 pub(super) mod deviation;
 pub(super) mod dot;
 pub(super) mod pack;
 pub(super) mod panel;
+pub(super) mod ranks;
 pub(super) mod routes;
 pub(super) mod terms;
 

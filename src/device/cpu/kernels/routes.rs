@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A tile of 6 routes and 4 vectors has 24 multiply-adds for 10 loads. The rows of B of an adapter stay in the first-level
-//! cache from tile to tile; those of the panel that comes next, and the rows' next columns, are asked for on the way.
+//! cache from tile to tile; those of the panel that comes next, and the rows of
+//! the tiles that come next, are asked for on the way.
 
 use super::{Kernel, run};
 use crate::device::cpu::pool::B_COLUMNS;
@@ -21,6 +22,9 @@ use std::ops::Range;
 
 /// Most routes of a tile.
 pub(crate) const ROUTES: usize = 6;
+
+/// Tiles between asking for rows and adding to them.
+const TILES_AHEAD: usize = 2;
 
 /// Routes of one adapter.
 #[derive(Debug)]
@@ -84,7 +88,10 @@ struct AddRoutes<'a, B> {
 impl<B: Element> Kernel for AddRoutes<'_, B> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for tile in &self.routes.tiles {
+        let tiles = &self.routes.tiles;
+        for (i, tile) in tiles.iter().enumerate() {
+            // SAFETY: a prefetch never faults.
+            unsafe { self.ask::<S>(i + TILES_AHEAD) };
             let rows = &self.routes.rows[tile.routes.clone()];
             let first = rows.partition_point(|&row| (row as usize) < self.place.rows.start);
             let end = rows.partition_point(|&row| (row as usize) < self.place.rows.end);
@@ -105,6 +112,22 @@ impl<B: Element> Kernel for AddRoutes<'_, B> {
 }
 
 impl<B: Element> AddRoutes<'_, B> {
+    /// Asks for the rows of a tile: behind the last one those of the next panel's first.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&self, tile: usize) {
+        let tiles = &self.routes.tiles;
+        let column = if tile < tiles.len() { 0 } else { B_COLUMNS };
+        for &row in &self.routes.rows[tiles[tile % tiles.len()].routes.clone()] {
+            if self.place.rows.contains(&(row as usize)) {
+                let first = (row as usize - self.place.rows.start) * self.place.stride + column;
+                for line in (0..self.panel.columns).step_by(64 / size_of::<f32>()) {
+                    // SAFETY: a prefetch never faults.
+                    unsafe { S::prefetch(self.place.start.wrapping_add(first + line).cast()) };
+                }
+            }
+        }
+    }
+
     /// M routes of a tile from the `first` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, tile: &Tile, first: usize) {
@@ -168,12 +191,6 @@ impl<B: Element, const M: usize> Strip<B, M> {
         // SAFETY: `rank` rows of B and of h, and `count` columns of M rows of c, by the caller's promise.
         unsafe {
             let mut sums = [[S::splat(0.0); N]; M];
-            for m in 0..M {
-                // A row's next columns lie behind these.
-                for n in 0..N {
-                    S::prefetch(self.c[m].wrapping_add(B_COLUMNS + n * S::LANES).cast());
-                }
-            }
             let (mut h, mut b) = (self.h, self.b);
             for _ in 0..self.rank {
                 if self.next > 0 {
@@ -194,13 +211,21 @@ impl<B: Element, const M: usize> Strip<B, M> {
                 }
                 (h, b) = (h.wrapping_add(self.h_stride), b.wrapping_add(B_COLUMNS));
             }
+            // All are read before any is written: rows a multiple of 4 KiB apart would wait for each other.
+            for m in 0..M {
+                for n in 0..N {
+                    let place = self.c[m].wrapping_add(n * S::LANES);
+                    let old = if whole { S::load_f32(place) } else { S::load_part(place, count) };
+                    sums[m][n] = S::add(old, sums[m][n]);
+                }
+            }
             for m in 0..M {
                 for n in 0..N {
                     let place = self.c[m].wrapping_add(n * S::LANES);
                     if whole {
-                        S::store_f32(place, S::add(S::load_f32(place), sums[m][n]));
+                        S::store_f32(place, sums[m][n]);
                     } else {
-                        S::store_part(place, S::add(S::load_part(place, count), sums[m][n]), count);
+                        S::store_part(place, sums[m][n], count);
                     }
                 }
             }

@@ -109,6 +109,40 @@ unsafe fn add_row<S: Simd, B: Element, const N: usize>(
     }
 }
 
+/// `y[j] = c[j]`, or `y[j] + c[j]` where it is added, rounded once; asks for as many elements of what comes `next`.
+pub(crate) fn add_to_row<Y: Element>(level: Level, c: &[f32], y: &mut [Y], accumulate: bool, next: *const Y) {
+    assert!(c.len() == y.len(), "rows of one length");
+    // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
+    unsafe { run(level, AddRow { c, y, accumulate, next }) }
+}
+
+struct AddRow<'a, Y> {
+    c: &'a [f32],
+    y: &'a mut [Y],
+    accumulate: bool,
+    next: *const Y,
+}
+
+impl<Y: Element> Kernel for AddRow<'_, Y> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for column in (0..self.c.len()).step_by(S::LANES) {
+            let count = S::LANES.min(self.c.len() - column);
+            // SAFETY: `count` columns of both slices; whole vectors where they are LANES. A prefetch never faults.
+            unsafe {
+                S::prefetch(self.next.wrapping_add(column).cast());
+                let (c, y) = (self.c.as_ptr().add(column), self.y.as_mut_ptr().add(column));
+                let whole = count == S::LANES;
+                let mut sum = if whole { S::load_f32(c) } else { S::load_part(c, count) };
+                if self.accumulate {
+                    sum = S::add(if whole { S::load(y) } else { S::load_part(y, count) }, sum);
+                }
+                if whole { S::store(y, sum) } else { S::store_part(y, sum, count) }
+            }
+        }
+    }
+}
+
 /// `y[j] = c[j] (+ bias[j])`, rounded once.
 pub(crate) fn store_row<Y: Element>(level: Level, c: &[f32], bias: Option<&[Y]>, y: &mut [Y]) {
     assert!(c.len() == y.len() && bias.is_none_or(|bias| bias.len() == y.len()), "rows of one length");

@@ -2,7 +2,10 @@
 
 use super::dot::{INNER, Matrix, dot_rows};
 use super::pack::pack_rows;
+use super::ranks::{self, Factor, padded, rank_products};
+use super::routes::{Panel, Place, ROUTES, Routes, Tile, add_routes};
 use super::terms::{Terms, add_terms, store_row};
+use crate::device::cpu::pool::B_COLUMNS;
 use crate::device::cpu::simd::Level;
 use crate::element::Element;
 use half::{bf16, f16};
@@ -46,6 +49,80 @@ fn dots_are_exact_on_exact_inputs() {
     dots::<f32, f16>();
     dots::<f16, bf16>();
     dots::<bf16, bf16>();
+}
+
+fn adapters<A: Element>() {
+    for level in Level::all() {
+        for rank in [1, 3, 4, 8, 15, 16, 17, 24, 33, 64, 70] {
+            for (rows, inner) in [(1, 1), (2, 7), (3, ranks::BLOCK), (5, ranks::BLOCK + 9), (9, 300)] {
+                let (x, a): (Vec<f32>, Vec<A>) = (values(1, rows * inner), values(2, inner * rank));
+                let xs: Vec<&[f32]> = x.chunks(inner).collect();
+                let (stride, blocks) = (padded(level, rank) + 3, inner.div_ceil(ranks::BLOCK));
+                let factor = Factor { data: a[..].into(), inner, rank };
+                let mut out = vec![f32::NAN; rows * stride];
+                rank_products(level, &xs, factor, 0..blocks, &mut out, stride);
+                for (m, x) in xs.iter().enumerate() {
+                    for r in 0..rank {
+                        let exact: f32 = (0..inner).map(|k| x[k] * a[k * rank + r].to_f32()).sum();
+                        let case = format!("{} {rows}x{inner}x{rank} [{m}, {r}]", level.name());
+                        assert_eq!(out[m * stride + r], exact, "{case}");
+                        assert!(out[m * stride + stride - 3..][..3].iter().all(|v| v.is_nan()), "{case}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_adapters_are_exact_on_exact_inputs() {
+    adapters::<f32>();
+    adapters::<f16>();
+    adapters::<bf16>();
+}
+
+fn routes<B: Element>() {
+    for level in Level::all() {
+        for (rank, column, columns) in
+            [(1, 0, 1), (3, 5, 31), (16, 0, 64), (8, 17, 47), (2, 63, 1), (5, 32, 32)]
+        {
+            for count in 1..=ROUTES {
+                let (b_row, b): (_, Vec<B>) = (2, values(2, (rank + 2) * B_COLUMNS));
+                // Rows 3, 5, 7, .. of which the place has those from 4 to 9.
+                let rows: Vec<u32> = (0..count as u32).map(|i| 3 + 2 * i).collect();
+                let h: Vec<f32> = values(3, rank * count);
+                let tile = Tile { b_row, rank, routes: 0..count, h: 0, leads: true };
+                let routes = Routes { tiles: vec![tile], rows, h };
+                let (stride, start) = (columns + 3, values::<f32>(4, 6 * (columns + 3)));
+                let mut c = start.clone();
+                let place = Place { start: c.as_mut_ptr(), stride, rows: 4..10 };
+                let panel = Panel { b: b[..].into(), column, columns };
+                // SAFETY: c has six rows of so many columns.
+                unsafe { add_routes(level, &routes, panel, &place) };
+                for (at, (&got, &old)) in c.iter().zip(&start).enumerate() {
+                    let (row, j) = (4 + at / stride, at % stride);
+                    let route = routes.rows.iter().position(|&r| r as usize == row).filter(|_| j < columns);
+                    let term = |r: usize, n: usize| {
+                        routes.h[r * count + n] * b[(b_row + r) * B_COLUMNS + column + j].to_f32()
+                    };
+                    let sum = route.map_or(0.0, |n| (0..rank).map(|r| term(r, n)).sum());
+                    assert_eq!(
+                        got,
+                        old + sum,
+                        "{} rank {rank}, {columns} columns, [{row}, {j}]",
+                        level.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_routes_are_exact_on_exact_inputs() {
+    routes::<f32>();
+    routes::<f16>();
+    routes::<bf16>();
 }
 
 fn sums<B: Element>() {

@@ -1,0 +1,227 @@
+//! Rows times an adapter's A: the ranks lie in lanes, and x is broadcast from where it lies.
+//!
+//! ```text
+//! for every block of the inner dimension          its part of A and of the rows stays in the first-level cache
+//!   for every few vectors of ranks
+//!     for every tile of rows                      sums in registers, added to out
+//! ```
+//!
+//! A tile of 8 rows and 2 vectors has 16 multiply-adds for 10 loads and nothing to add up across lanes. A is `[inner, rank]`
+//! without padding: where a vector is longer than what is left of a k's ranks, its last lanes hold the next k's and are
+//! not used.
+
+use super::{Kernel, run};
+use crate::device::cpu::shared::Span;
+use crate::device::cpu::simd::{Level, Simd};
+use crate::element::Element;
+use std::ops::Range;
+
+/// Inner dimension of a block. Every block's sums start from zero and are then added to what was there: one order of
+/// summation for every number of rows.
+pub(crate) const BLOCK: usize = 128;
+
+/// Bytes ahead of A's stream.
+const AHEAD: usize = 4096;
+
+/// An adapter's A, `[inner, rank]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a, A> {
+    pub(crate) data: Span<'a, A>,
+    pub(crate) inner: usize,
+    pub(crate) rank: usize,
+}
+
+/// `out[m][r] = sum over the blocks' k of xs[m][k] a[k][r]`, `stride` elements from one row of `out` to the next: at least
+/// [`padded`]; what lies behind the last rank is left over.
+pub(crate) fn rank_products<A: Element>(
+    level: Level,
+    xs: &[&[f32]],
+    a: Factor<A>,
+    blocks: Range<usize>,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let end = a.inner.min(blocks.end * BLOCK);
+    if xs.is_empty() || a.rank == 0 {
+        return;
+    }
+    assert!(stride >= padded(level, a.rank) && out.len() >= xs.len() * stride, "room for every product");
+    if blocks.start * BLOCK >= end {
+        return out[..xs.len() * stride].fill(0.0);
+    }
+    assert!(a.data.len() >= a.inner * a.rank && xs.iter().all(|x| x.len() >= end), "as many elements as k");
+    // SAFETY: the assertions above are the kernel's contract; `Level::detect` found the instruction set.
+    unsafe { run(level, Ranks { xs, a, blocks, out: out.as_mut_ptr(), stride }) }
+}
+
+/// Elements that a row of products takes.
+pub(crate) fn padded(level: Level, rank: usize) -> usize {
+    rank.next_multiple_of(level.columns() / 2)
+}
+
+struct Ranks<'a, A> {
+    xs: &'a [&'a [f32]],
+    a: Factor<'a, A>,
+    blocks: Range<usize>,
+    out: *mut f32,
+    stride: usize,
+}
+
+impl<A: Element> Kernel for Ranks<'_, A> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { xs, a, blocks, out, stride } = self;
+        let (vectors, most) = (a.rank.div_ceil(S::LANES), S::ROWS.min(8));
+        let tiles = xs.len().div_ceil(most);
+        for block in blocks.clone() {
+            let inner = block * BLOCK..a.inner.min((block + 1) * BLOCK);
+            let mut vector = 0;
+            while vector < vectors {
+                // Few rows take A from memory: all of a line at once.
+                let wide = match vectors - vector {
+                    4.. if xs.len() <= 4 && S::ROWS >= 12 => 4,
+                    2.. => 2,
+                    _ => 1,
+                };
+                for tile in 0..tiles {
+                    let rows = xs.len() * tile / tiles..xs.len() * (tile + 1) / tiles;
+                    let tile = Tile {
+                        xs: &xs[rows.clone()],
+                        a,
+                        inner: inner.clone(),
+                        first: vector * S::LANES,
+                        // The first rows bring A, the others find it in a cache.
+                        ahead: tile == 0 && vector == 0,
+                        add: block > blocks.start,
+                        // SAFETY: within `out` by `rank_products`' assertion.
+                        out: unsafe { out.add(rows.start * stride + vector * S::LANES) },
+                        stride,
+                    };
+                    // SAFETY: as many rows as the tile is made for; all else by `rank_products`' assertions.
+                    unsafe {
+                        match wide {
+                            4 => tile.of_vectors::<S, 4>(),
+                            2 => tile.of_vectors::<S, 2>(),
+                            _ => tile.of_vectors::<S, 1>(),
+                        }
+                    }
+                }
+                vector += wide;
+            }
+        }
+    }
+}
+
+/// One register tile in one block.
+struct Tile<'a, A> {
+    xs: &'a [&'a [f32]],
+    a: Factor<'a, A>,
+    inner: Range<usize>,
+    /// First rank.
+    first: usize,
+    ahead: bool,
+    add: bool,
+    out: *mut f32,
+    stride: usize,
+}
+
+impl<A: Element> Tile<'_, A> {
+    #[inline(always)]
+    unsafe fn of_vectors<S: Simd, const N: usize>(self) {
+        // SAFETY: passed on.
+        unsafe {
+            match self.xs.len() {
+                1 => self.run::<S, 1, N>(),
+                2 => self.run::<S, 2, N>(),
+                3 => self.run::<S, 3, N>(),
+                4 => self.run::<S, 4, N>(),
+                5 if N <= 2 => self.run::<S, 5, N>(),
+                6 if N <= 2 => self.run::<S, 6, N>(),
+                7 if N <= 2 && S::ROWS > 6 => self.run::<S, 7, N>(),
+                8 if N <= 2 && S::ROWS > 6 => self.run::<S, 8, N>(),
+                _ => unreachable!("a tile's rows"),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd, const M: usize, const N: usize>(self) {
+        let Factor { data, inner, rank } = self.a;
+        // SAFETY: k below `inner`; whole vectors of A where they end within it, parts of vectors elsewhere.
+        unsafe {
+            let mut x = [self.xs[0].as_ptr(); M];
+            for m in 0..M {
+                x[m] = self.xs[m].as_ptr();
+            }
+            let mut sums = [[S::splat(0.0); N]; M];
+            // The last k's vectors would end behind A.
+            let (all, reach) = (inner * rank, self.first + N * S::LANES);
+            let whole = if all < reach { 0 } else { (all - reach) / rank + 1 };
+            let whole = whole.clamp(self.inner.start, self.inner.end);
+            let mut k = self.inner.start;
+            let mut a = data.as_ptr().add(k * rank + self.first);
+            let lines = (8 * rank * size_of::<A>()).div_ceil(64);
+            while k + 8 <= whole {
+                if self.ahead {
+                    let next = a.cast::<u8>().wrapping_add(AHEAD);
+                    for line in 0..lines {
+                        S::prefetch(next.wrapping_add(64 * line));
+                    }
+                }
+                for i in k..k + 8 {
+                    step::<S, A, M, N>(&x, i, a, &mut sums);
+                    a = a.wrapping_add(rank);
+                }
+                k += 8;
+            }
+            while k < whole {
+                step::<S, A, M, N>(&x, k, a, &mut sums);
+                a = a.wrapping_add(rank);
+                k += 1;
+            }
+            while k < self.inner.end {
+                let mut ranks = [S::splat(0.0); N];
+                for n in 0..N {
+                    let at = k * rank + self.first + n * S::LANES;
+                    ranks[n] = S::load_part(data.as_ptr().add(at), S::LANES.min(all - at));
+                }
+                for m in 0..M {
+                    let x = S::splat(*x[m].add(k));
+                    for n in 0..N {
+                        sums[m][n] = S::fma(x, ranks[n], sums[m][n]);
+                    }
+                }
+                k += 1;
+            }
+            for m in 0..M {
+                for n in 0..N {
+                    let place = self.out.add(m * self.stride + n * S::LANES);
+                    let old = if self.add { S::load_f32(place) } else { S::splat(0.0) };
+                    S::store_f32(place, S::add(old, sums[m][n]));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn step<S: Simd, A: Element, const M: usize, const N: usize>(
+    x: &[*const f32; M],
+    k: usize,
+    a: *const A,
+    sums: &mut [[S::V; N]; M],
+) {
+    // SAFETY: N vectors of A and the k-th element of M rows, by the caller's promise.
+    unsafe {
+        let mut ranks = [S::splat(0.0); N];
+        for n in 0..N {
+            ranks[n] = S::load(a.add(n * S::LANES));
+        }
+        for m in 0..M {
+            let x = S::splat(*x[m].add(k));
+            for n in 0..N {
+                sums[m][n] = S::fma(x, ranks[n], sums[m][n]);
+            }
+        }
+    }
+}
