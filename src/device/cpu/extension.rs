@@ -7,8 +7,15 @@ use crate::element::{Element, ElementType};
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Rows of a task of [`Extension::add_to`]: what their columns take stays in a core's second-level cache.
+/// Most rows of a task of [`Extension::add_to`]: what their columns take stays in a core's second-level cache.
 const ROWS_AT_ONCE: usize = 512;
+
+/// Routes of an adapter that should follow each other there. Fewer rows at once stay in the first-level cache, but what an
+/// adapter has of B is then read more often.
+const ROUTES_AT_ONCE: usize = 32;
+
+/// Most sums of a task there.
+const SUMS: usize = 1 << 16;
 
 /// Tasks a thread should have there.
 const TASKS_A_THREAD: usize = 4;
@@ -89,9 +96,13 @@ impl Extension {
         accumulate: bool,
     ) {
         let rows = self.touched.len();
-        let blocks = rows.div_ceil(ROWS_AT_ONCE);
+        let routes = &self.slices[0];
+        let adapters = routes.tiles.iter().filter(|tile| tile.leads).count();
+        let at_once = (ROUTES_AT_ONCE * adapters * rows).div_ceil(routes.rows.len().max(1));
+        let at_once = at_once.clamp(64, ROWS_AT_ONCE);
+        let blocks = rows.div_ceil(at_once);
         let wanted = (TASKS_A_THREAD * cpu.threads()).div_ceil(blocks.max(1));
-        let group = width.div_ceil(wanted).next_multiple_of(super::B_COLUMNS);
+        let group = width.div_ceil(wanted).min(SUMS / at_once).next_multiple_of(super::B_COLUMNS);
         let groups = width.div_ceil(group);
         let shared = SharedMut::new(y);
         cpu.each(groups * blocks, |task| {
@@ -109,7 +120,7 @@ impl Extension {
                 sums.fill(0.0);
                 let place = Place { start: sums.as_mut_ptr(), stride: count, rows: own.clone() };
                 // SAFETY: the sums are this task's.
-                unsafe { cpu.add_routes(pool, &self.slices[0], columns.clone(), &place) };
+                unsafe { cpu.add_routes(pool, routes, columns.clone(), &place) };
                 for (row, sums) in own.clone().zip(sums.chunks(count)) {
                     let next = if row + 1 < own.end {
                         shared.pointer((row + 1) * stride + columns.start)

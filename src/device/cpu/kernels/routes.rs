@@ -10,8 +10,7 @@
 //! ```
 //!
 //! A tile of 6 routes and 4 vectors has 24 multiply-adds for 10 loads. The rows of B of an adapter stay in the first-level
-//! cache from tile to tile; those of the panel that comes next, and the rows of
-//! the tiles that come next, are asked for on the way.
+//! cache from tile to tile; those of the panel that comes next are asked for on the way.
 
 use super::{Kernel, run};
 use crate::device::cpu::pool::B_COLUMNS;
@@ -22,9 +21,6 @@ use std::ops::Range;
 
 /// Most routes of a tile.
 pub(crate) const ROUTES: usize = 6;
-
-/// Tiles between asking for rows and adding to them.
-const TILES_AHEAD: usize = 2;
 
 /// Routes of one adapter.
 #[derive(Debug)]
@@ -88,13 +84,16 @@ struct AddRoutes<'a, B> {
 impl<B: Element> Kernel for AddRoutes<'_, B> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let tiles = &self.routes.tiles;
-        for (i, tile) in tiles.iter().enumerate() {
-            // SAFETY: a prefetch never faults.
-            unsafe { self.ask::<S>(i + TILES_AHEAD) };
+        for tile in &self.routes.tiles {
             let rows = &self.routes.rows[tile.routes.clone()];
-            let first = rows.partition_point(|&row| (row as usize) < self.place.rows.start);
-            let end = rows.partition_point(|&row| (row as usize) < self.place.rows.end);
+            // Rows ascend: most tiles are all within the place, or all without.
+            let (mut first, mut end) = (0, rows.len());
+            while first < end && (rows[first] as usize) < self.place.rows.start {
+                first += 1;
+            }
+            while first < end && (rows[end - 1] as usize) >= self.place.rows.end {
+                end -= 1;
+            }
             // SAFETY: passed on.
             unsafe {
                 match end - first {
@@ -112,22 +111,6 @@ impl<B: Element> Kernel for AddRoutes<'_, B> {
 }
 
 impl<B: Element> AddRoutes<'_, B> {
-    /// Asks for the rows of a tile: behind the last one those of the next panel's first.
-    #[inline(always)]
-    unsafe fn ask<S: Simd>(&self, tile: usize) {
-        let tiles = &self.routes.tiles;
-        let column = if tile < tiles.len() { 0 } else { B_COLUMNS };
-        for &row in &self.routes.rows[tiles[tile % tiles.len()].routes.clone()] {
-            if self.place.rows.contains(&(row as usize)) {
-                let first = (row as usize - self.place.rows.start) * self.place.stride + column;
-                for line in (0..self.panel.columns).step_by(64 / size_of::<f32>()) {
-                    // SAFETY: a prefetch never faults.
-                    unsafe { S::prefetch(self.place.start.wrapping_add(first + line).cast()) };
-                }
-            }
-        }
-    }
-
     /// M routes of a tile from the `first` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize>(&self, tile: &Tile, first: usize) {
