@@ -16,6 +16,9 @@ pub(crate) enum Level {
     /// AVX-512 F and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, the vectors of AArch64.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Level {
@@ -34,6 +37,10 @@ impl Level {
                 return Self::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return Self::Neon;
+        }
         Self::Portable
     }
 
@@ -46,17 +53,21 @@ impl Level {
             Self::Avx2 => vec![Self::Portable, Self::Avx2],
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => vec![Self::Portable, Self::Avx2, Self::Avx512],
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => vec![Self::Portable, Self::Neon],
         }
     }
 
-    /// Columns of a register tile: two vectors.
+    /// Columns of a register tile.
     pub(crate) const fn columns(self) -> usize {
-        2 * match self {
-            Self::Portable => Portable::LANES,
+        match self {
+            Self::Portable => Portable::VECTORS * Portable::LANES,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => Avx2::LANES,
+            Self::Avx2 => Avx2::VECTORS * Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::LANES,
+            Self::Avx512 => Avx512::VECTORS * Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Neon::VECTORS * Neon::LANES,
         }
     }
 
@@ -68,6 +79,8 @@ impl Level {
             Self::Avx2 => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => Avx512::ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Neon::ROWS,
         }
     }
 
@@ -78,6 +91,8 @@ impl Level {
             Self::Avx2 => "AVX2+FMA",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "AVX-512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "NEON",
         }
     }
 }
@@ -88,7 +103,9 @@ impl Level {
 /// `LANES` elements. All are inlined into a function that enables the instruction set.
 pub(super) trait Simd {
     const LANES: usize;
-    /// Rows of a register tile of two vectors of columns, so that its sums, the columns and one more fit the registers.
+    /// Vectors of columns of a register tile: 2 or 4.
+    const VECTORS: usize = 2;
+    /// Rows of a register tile, so that its sums, the columns and what is read of x fit the registers.
     const ROWS: usize;
     type V: Copy;
     unsafe fn splat(value: f32) -> Self::V;
@@ -107,6 +124,24 @@ pub(super) trait Simd {
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
     /// Asks for a cache line that will be read; any address will do.
     unsafe fn prefetch(at: *const u8);
+
+    /// `sums[m][n] += x[m] * columns[n]`
+    #[inline(always)]
+    unsafe fn add_products<const M: usize, const N: usize>(
+        x: *const f32,
+        columns: [Self::V; N],
+        sums: &mut [[Self::V; N]; M],
+    ) {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: M elements, by the caller's promise.
+            unsafe {
+                let x = Self::splat(*x.add(m));
+                for n in 0..N {
+                    sums[n] = Self::fma(x, columns[n], sums[n]);
+                }
+            }
+        }
+    }
 
     /// Loads and widens `LANES` elements.
     #[inline(always)]
@@ -218,6 +253,10 @@ impl Simd for Portable {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]

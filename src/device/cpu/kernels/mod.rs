@@ -9,6 +9,8 @@ pub(super) mod ranks;
 pub(super) mod routes;
 pub(super) mod terms;
 
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Level, Portable, Simd};
@@ -33,6 +35,8 @@ unsafe fn run<K: Kernel>(level: Level, kernel: K) {
             Level::Avx2 => run_avx2(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => run_avx512(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => run_neon(kernel),
         }
     }
 }
@@ -49,6 +53,13 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) {
 unsafe fn run_avx512<K: Kernel>(kernel: K) {
     // SAFETY: passed on.
     unsafe { kernel.run::<Avx512>() }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn run_neon<K: Kernel>(kernel: K) {
+    // SAFETY: passed on.
+    unsafe { kernel.run::<Neon>() }
 }
 
 #[cfg(test)]

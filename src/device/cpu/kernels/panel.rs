@@ -1,8 +1,8 @@
-//! Rows times packed columns: a block of the inner dimension of one panel, two vectors of columns wide, with all rows of a
-//! list of tiles.
+//! Rows times packed columns: a block of the inner dimension of one panel, `Simd::VECTORS` vectors of columns wide, with all
+//! rows of a list of tiles.
 //!
-//! A register tile holds up to `Simd::ROWS` rows of two vectors; for every k it loads the two vectors of the panel and
-//! broadcasts one x a row: `2 ROWS` multiply-adds for `ROWS + 2` loads. The rows' tiles follow each other over the same block,
+//! A register tile holds up to `Simd::ROWS` rows of these vectors; for every k it loads the vectors of the panel and
+//! broadcasts one x a row: with two vectors `2 ROWS` multiply-adds for `ROWS + 2` loads. The rows' tiles follow each other over the same block,
 //! which stays in the first-level cache, while the next block is asked for in even steps.
 
 use super::{Kernel, run};
@@ -63,7 +63,7 @@ impl<W: Element> Kernel for Blocks<'_, W> {
         let first = args.x.rows_of(args.tiles.clone()).start;
         let k = args.inner.len();
         // Cache lines of the next block that each tile asks for in eight steps of k.
-        let lines = 8 * 2 * S::LANES * size_of::<W>() / 64;
+        let lines = 8 * S::VECTORS * S::LANES * size_of::<W>() / 64;
         let share = lines.div_ceil(args.tiles.len());
         let ahead = args.ahead.len().div_ceil(args.tiles.len()).next_multiple_of(64);
         for (i, tile) in args.tiles.clone().enumerate() {
@@ -130,25 +130,35 @@ struct Tile<W> {
 impl<W: Element> Tile<W> {
     #[inline(always)]
     unsafe fn run<S: Simd, const M: usize>(self, c: *mut f32) {
-        if M > S::ROWS {
-            return;
+        // SAFETY: passed on.
+        unsafe {
+            match S::VECTORS {
+                _ if M > S::ROWS => (),
+                2 => self.columns::<S, M, 2>(c),
+                4 => self.columns::<S, M, 4>(c),
+                _ => unreachable!("2 or 4 vectors"),
+            }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const M: usize, const N: usize>(self, c: *mut f32) {
         let (mut x, mut w, mut next) = (self.x, self.w, self.next);
         // SAFETY: k steps of w and x and M rows of c, by the caller's promise.
         unsafe {
-            let mut sums = [[S::splat(0.0); 2]; M];
+            let mut sums = [[S::splat(0.0); N]; M];
             for _ in 0..self.k / 8 {
                 for _ in 0..self.share {
                     S::prefetch(next);
                     next = next.wrapping_add(64);
                 }
                 for _ in 0..8 {
-                    step::<S, W, M>(x, w, &mut sums);
+                    step::<S, W, M, N>(x, w, &mut sums);
                     (x, w) = (x.add(M), w.wrapping_add(self.w_stride));
                 }
             }
             for _ in 0..self.k % 8 {
-                step::<S, W, M>(x, w, &mut sums);
+                step::<S, W, M, N>(x, w, &mut sums);
                 (x, w) = (x.add(M), w.wrapping_add(self.w_stride));
             }
             for (m, sums) in sums.into_iter().enumerate() {
@@ -163,14 +173,14 @@ impl<W: Element> Tile<W> {
 }
 
 #[inline(always)]
-unsafe fn step<S: Simd, W: Element, const M: usize>(x: *const f32, w: *const W, sums: &mut [[S::V; 2]; M]) {
-    // SAFETY: two vectors of w and M elements of x, by the caller's promise.
+unsafe fn step<S: Simd, W: Element, const M: usize, const N: usize>(
+    x: *const f32,
+    w: *const W,
+    sums: &mut [[S::V; N]; M],
+) {
+    // SAFETY: N vectors of w and M elements of x, by the caller's promise.
     unsafe {
-        let columns: [S::V; 2] = [S::load(w), S::load(w.add(S::LANES))];
-        for (m, sums) in sums.iter_mut().enumerate() {
-            let x = S::splat(*x.add(m));
-            sums[0] = S::fma(x, columns[0], sums[0]);
-            sums[1] = S::fma(x, columns[1], sums[1]);
-        }
+        let columns: [S::V; N] = std::array::from_fn(|n| S::load(w.add(n * S::LANES)));
+        S::add_products(x, columns, sums);
     }
 }
