@@ -179,6 +179,39 @@ fn rounding_is_the_elements_own() {
     rounding::<bf16>();
 }
 
+/// All 65,536 patterns, and of f32 one in 8,191: every exponent, both signs, what is not finite.
+fn conversions<E: Element>(bits: impl Fn(u16) -> E) {
+    let halves: Vec<E> = (0..=u16::MAX).map(bits).collect();
+    let words: Vec<f32> = (0..1 << 19).map(|i| f32::from_bits(i * 8191)).collect();
+    for level in Level::all() {
+        let mut wide = vec![0.0; halves.len()];
+        pack_rows(level, &[&halves], &mut wide);
+        let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        for (half, &wide) in halves.iter().zip(&wide) {
+            assert!(same(half.to_f32(), wide), "{} {half:?} widened to {wide:e}", level.name());
+        }
+        let mut rounded = vec![E::zeroed(); words.len()];
+        store_row(level, &words, None, &mut rounded);
+        for (&word, half) in words.iter().zip(&rounded) {
+            let want = E::from_f32(word).to_f32();
+            assert!(same(half.to_f32(), want), "{} {word:e} rounded to {half:?}", level.name());
+        }
+    }
+}
+
+#[test]
+fn every_half_is_widened_and_every_exponent_rounded() {
+    conversions(f16::from_bits);
+    conversions(bf16::from_bits);
+}
+
+/// Else the tests above run on the portable level alone, and pass.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn neon_is_found() {
+    assert_eq!(Level::detect(), Level::Neon);
+}
+
 #[test]
 fn packed_rows_are_the_rows() {
     for level in Level::all() {
