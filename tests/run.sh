@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one test command, here and in CI. `tests/run.sh` stays under 30 minutes on two cores; `--long` adds the long
-# tables of cases, OpenGL, clippy of every feature combination, the demo, more orders of execution, and CUDA's kernels by a
-# second compiler. No GPU is needed.
+# tables of cases, OpenGL, the CPU's NEON kernels, clippy of every feature combination, the demo, more orders of execution,
+# and CUDA's kernels by a second compiler. No GPU is needed.
 #
 # Every step runs even after a failure; a table of results and seconds closes the run; any failure fails the run.
 # MOLORA_REQUIRE names the devices that a run must find: a wrong driver path is then a failure and not a quiet pass.
@@ -97,6 +97,7 @@ if [ -n "$long" ]; then
     step 'long tests on lavapipe' lavapipe MOLORA_LONG=1 "${suite[@]}"
     step 'long tests on SwiftShader' swiftshader MOLORA_LONG=1 "${suite[@]}"
     step 'tests on OpenGL' opengl "${suite[@]}"
+    step 'tests on AArch64' tests/arm.sh
     step 'clippy without features' combination --all-targets --no-default-features
     step 'clippy with cuda' combination --all-targets --features cuda
     step 'clippy with cuda alone' combination --all-targets --no-default-features --features cuda

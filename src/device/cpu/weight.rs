@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 
 /// A frozen weight `[out_features, in_features]` in the layout of the CPU's kernels. The engine's own copy may be dropped.
 ///
-/// Panels of two vectors of columns of y, each `[in_features, columns]`, zeros behind the last column: a product reads a
-/// panel from its first byte to its last.
+/// Panels of as many columns of y as a register tile has, each `[in_features, columns]`, zeros behind the last column: a
+/// product reads a panel from its first byte to its last.
 #[derive(Debug, Clone)]
 pub struct Weight<X> {
     out_features: usize,
