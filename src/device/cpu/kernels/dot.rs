@@ -86,7 +86,7 @@ impl<X: Element, W: Element> Kernel for Dots<'_, X, W> {
                         let tile =
                             Tile { k, xs: &xs[m..], first, w: start, row: w.row, block: w.block, ahead };
                         let out = &mut out[m * columns + n..];
-                        let wide = if S::ROWS >= 12 { 4 } else { 2 };
+                        let wide = if S::ROWS * S::VECTORS >= 6 * 4 { 4 } else { 2 };
                         match (height, columns - n >= wide) {
                             (6, true) if wide == 4 => tile.run::<S, 6, 4>(out, columns),
                             (6, true) => tile.run::<S, 6, 2>(out, columns),
@@ -139,7 +139,9 @@ impl<X: Element, W: Element> Tile<'_, X, W> {
                 let whole = count / S::LANES * S::LANES;
                 let mut i = 0;
                 while i < whole {
-                    if self.ahead {
+                    // Short vectors ask once a line.
+                    let bytes = S::LANES * size_of::<W>();
+                    if self.ahead && (bytes > 16 || i * size_of::<W>() % 64 == 0) {
                         for n in 0..N {
                             S::prefetch(w[n].wrapping_add(i + self.block).cast());
                         }

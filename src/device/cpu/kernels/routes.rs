@@ -135,7 +135,7 @@ impl<B: Element> AddRoutes<'_, B> {
             };
             let mut left = columns;
             while left > 0 {
-                let vectors = if left >= 4 * S::LANES && S::ROWS >= 2 * ROUTES {
+                let vectors = if left >= 4 * S::LANES && S::ROWS * S::VECTORS >= 4 * ROUTES {
                     strip.add::<S, 4>(S::LANES);
                     4
                 } else if left >= 2 * S::LANES {
@@ -178,7 +178,10 @@ impl<B: Element, const M: usize> Strip<B, M> {
             for _ in 0..self.rank {
                 if self.next > 0 {
                     for n in 0..N {
-                        S::prefetch(b.wrapping_add(self.next + n * S::LANES).cast());
+                        // Short vectors share a line.
+                        if S::LANES * size_of::<B>() > 16 || n * S::LANES * size_of::<B>() % 64 == 0 {
+                            S::prefetch(b.wrapping_add(self.next + n * S::LANES).cast());
+                        }
                     }
                 }
                 let mut columns = [S::splat(0.0); N];
@@ -186,12 +189,7 @@ impl<B: Element, const M: usize> Strip<B, M> {
                     let from = b.wrapping_add(n * S::LANES);
                     columns[n] = if whole { S::load(from) } else { S::load_part(from, count) };
                 }
-                for m in 0..M {
-                    let h = S::splat(*h.add(m));
-                    for n in 0..N {
-                        sums[m][n] = S::fma(h, columns[n], sums[m][n]);
-                    }
-                }
+                S::add_products(h, columns, &mut sums);
                 (h, b) = (h.wrapping_add(self.h_stride), b.wrapping_add(B_COLUMNS));
             }
             // All are read before any is written: rows a multiple of 4 KiB apart would wait for each other.

@@ -1,9 +1,12 @@
 //! The vectors of AArch64.
 //!
 //! A vector is one register of four lanes, and a register tile takes four of them, so that panels are 16 columns wide. Of
-//! the 32 registers 6 rows take 6 x 4 for sums, 4 for the columns and 2 for the rows' own values (four in one register, two in the
-//! other, each multiplied by its lane): 30. A step is 24 multiply-adds for 64 + 24 bytes of f32. Seven rows would take
+//! the 32 registers 6 rows take 6 x 4 for sums, 4 for the columns and 2 for the rows' own values (four in one register, two in
+//! the other, each multiplied by its lane): 30. A step is 24 multiply-adds for 64 + 24 bytes of f32. Seven rows would take
 //! 28 + 4 + 2 = 34; panels of 8 columns would leave one row two chains of sums, where the multiply-add takes four cycles.
+//!
+//! Optimised, a full tile takes 1.23 instructions a multiply-add with f32 (eight steps: 192 fmla by lane, 32 loads, 13 of the
+//! loop), 1.42 with f16 and 1.54 with bf16, whose columns are widened by an instruction each; nothing is spilt.
 
 use super::Simd;
 use std::arch::aarch64::*;
