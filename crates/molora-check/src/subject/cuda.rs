@@ -2,15 +2,19 @@
 
 use super::cpu::{plan_case, pool_sizes};
 use super::cuda_group::Group;
-use super::{Found, PlanArrays, Subject, Timer, refused_form};
+use super::{Found, PlanArrays, Subject, Timer, copies_of, refused_form};
 use crate::case::{Case, Op};
+use crate::ceilings::Meter;
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use molora::adapter::Lora;
 use molora::device::Cuda;
-use molora::device::cuda::cudarc::driver::{CudaSlice, DeviceRepr, sys};
+use molora::device::cuda::cudarc::{
+    self,
+    driver::{CudaEvent, CudaSlice, DeviceRepr, sys},
+};
 use molora::device::cuda::{Plan, Pool, View, ViewMut};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
@@ -20,7 +24,7 @@ use molora::ops::fused::{Form, cost};
 use molora::ops::route::{Allow, CudaRouter};
 use molora::ops::{Output, plan, shrink};
 use std::ffi::c_char;
-use std::time::Instant;
+use std::time::Duration;
 
 /// One device.
 pub struct CudaSubject {
@@ -449,16 +453,56 @@ impl Subject for CudaSubject {
         self.run_to_y(inputs, y)
     }
 
+    fn meter(&self) -> Result<Option<Box<dyn Meter + '_>>> {
+        Ok(None)
+    }
+
+    fn clock(&self) -> Result<&'static str> {
+        Ok("events")
+    }
+
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
+        // A machine that counts counts one call.
+        let copies = if self.is_stand_in() { 1 } else { copies_of(inputs, false, true) };
         with_element!(inputs.case, X => {
-            let mut ready = Ready::<X>::new(&self.cuda, inputs)?;
+            let mut copies =
+                (0..copies).map(|_| Ready::<X>::new(&self.cuda, inputs)).collect::<Result<Vec<_>>>()?;
             self.cuda.wait()?;
+            let mut calls = 0;
             Ok(Box::new(move |times| {
-                let start = Instant::now();
-                (0..times).try_for_each(|_| ready.enqueue(&self.cuda))?;
-                self.cuda.wait()?;
-                Ok(start.elapsed())
+                let clock = CudaClock::start(&self.cuda)?;
+                for _ in 0..times {
+                    calls = (calls + 1) % copies.len();
+                    copies[calls].enqueue(&self.cuda)?;
+                }
+                clock.stop()
             }))
         })
+    }
+}
+
+/// Time of enqueued work by the device's events.
+pub(crate) struct CudaClock<'a> {
+    cuda: &'a Cuda,
+    start: CudaEvent,
+}
+
+fn failed(cuda: &Cuda, e: cudarc::driver::DriverError) -> Error {
+    Error::Device { device: format!("cuda: {}", cuda.describe()), reason: e.to_string() }
+}
+
+impl<'a> CudaClock<'a> {
+    /// Begins after all work that was enqueued before.
+    pub(crate) fn start(cuda: &'a Cuda) -> Result<Self> {
+        let start = cuda.stream().record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        Ok(Self { cuda, start: start.map_err(|e| failed(cuda, e))? })
+    }
+
+    /// Waits for all that was enqueued since.
+    pub(crate) fn stop(self) -> Result<Duration> {
+        let end = self.cuda.stream().record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        let took = end.and_then(|end| self.start.elapsed_ms(&end));
+        let milliseconds = took.map_err(|e| failed(self.cuda, e))?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds) * 1e-3))
     }
 }
