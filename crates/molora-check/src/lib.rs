@@ -15,6 +15,8 @@ pub mod inputs;
 pub mod judge;
 mod judge_route;
 pub mod machine;
+pub mod measure;
+pub mod named;
 mod part;
 pub mod record;
 pub mod report;
