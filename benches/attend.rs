@@ -8,13 +8,13 @@ use molora::device::cpu::{Pool, Weight};
 use molora::layer::{MoeLora, Router, Routing, Rows};
 use molora::ops::base;
 use molora::{Cpu, ElementType, Lora};
+use molora_check::Op;
 use molora_check::rng::Rng;
 use molora_check::stats::{Time, median, time};
-use molora_check::{Op, bench};
 use rayon::prelude::*;
 
 fn main() {
-    common::run(&bench::cases(Op::Attend, &[1, 64, 512], false));
+    common::run(&[Op::Attend]);
     compare();
 }
 
