@@ -18,7 +18,6 @@ use serde_json::json;
 use session::{Session, kept_name};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Time the operations at the sizes of published models, judged by the device's measured limits
@@ -91,6 +90,11 @@ impl BenchArgs {
         }
     }
 
+    /// Where the record goes; a resumed one stays where it is.
+    fn out_file(&self) -> Option<PathBuf> {
+        self.out.clone().or(self.record.then(kept_name))
+    }
+
     /// The chosen cases.
     pub fn cases(&self) -> Result<Vec<Case>> {
         let ops = if self.op.is_empty() { Op::ALL.to_vec() } else { self.op.clone() };
@@ -105,41 +109,31 @@ impl BenchArgs {
     }
 }
 
-/// Set by an interrupt: the case that runs is the last.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-fn listen() {
-    // In a process that listens already (a test's second run) nothing is to do.
-    let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("interrupted: ends after this case; once more ends it now");
-    });
-}
-
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     if args.list {
         args.cases()?.iter().for_each(|case| println!("{case}"));
         return Ok(ExitCode::SUCCESS);
     }
-    listen();
-    let (record, whole) = measure(args, |text| println!("{text}"))?;
-    if whole && let Some(out) = args.out.clone().or(args.record.then(kept_name)) {
+    let out = args.out_file();
+    let record = measure(args, |text| println!("{text}"))?;
+    if let Some(out) = out {
         eprintln!("{}: {} lines", out.display(), record.lines.len());
     }
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(130) })
+    Ok(ExitCode::SUCCESS)
 }
 
-/// All of a run; `print` gets its lines of text. Returns the record and whether all cases were run.
-pub fn measure(args: &BenchArgs, mut print: impl FnMut(String)) -> Result<(Record, bool)> {
-    let cases = args.cases()?;
-    let out = args.out.clone().or(args.record.then(kept_name));
+/// All of a run; `print` gets its lines of text. An interrupt at any time leaves the part file as of the last case.
+pub fn measure(args: &BenchArgs, mut print: impl FnMut(String)) -> Result<Record> {
+    let (cases, out) = (args.cases()?, args.out_file());
     let mut session = match &args.resume {
         Some(file) => Session::resume(file, out.as_deref())?,
         None => Session::new(out.as_deref())?,
     };
+    if let Some(part) = session.part() {
+        let part = part.display();
+        tracing::info!("{part} grows with every case; after an interrupt go on with --resume {part}");
+    }
     let subjects = chosen(args.device.as_deref())?;
     let steps = if args.ceilings { subjects.len() } else { subjects.len() * cases.len() };
     let bar = progress(steps);
@@ -150,17 +144,9 @@ pub fn measure(args: &BenchArgs, mut print: impl FnMut(String)) -> Result<(Recor
     for subject in &subjects {
         let todo = if args.ceilings { &[][..] } else { &cases };
         run.subject(subject.as_ref(), todo, &mut print)?;
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            break;
-        }
     }
     run.bar.finish_and_clear();
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        let hint = session.part().map(|part| format!("; go on with --resume {}", part.display()));
-        eprintln!("interrupted{}", hint.unwrap_or_default());
-        return Ok((session.into_record(), false));
-    }
-    Ok((session.finish()?, true))
+    session.finish()
 }
 
 struct Run<'a> {
@@ -190,9 +176,6 @@ impl Run<'_> {
             self.bar.inc(1);
         }
         for case in cases {
-            if INTERRUPTED.load(Ordering::Relaxed) {
-                return Ok(());
-            }
             let label = case.label(subject.kind());
             self.bar.set_message(label.clone());
             if !self.session.has(&label, &name) {

@@ -120,11 +120,6 @@ impl Session {
         }
         Ok(self.record)
     }
-
-    /// What there is, unfinished.
-    pub fn into_record(self) -> Record {
-        self.record
-    }
 }
 
 #[cfg(test)]
@@ -183,7 +178,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("a.json");
         let refused = |change: &dyn Fn(&mut Record)| {
-            let mut record = Session::new(None).unwrap().into_record();
+            let mut record = Session::new(None).unwrap().record;
             change(&mut record);
             record.write(&part_of(&out)).unwrap();
             format!("{:#}", Session::resume(&out, None).unwrap_err())
