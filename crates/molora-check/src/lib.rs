@@ -27,6 +27,7 @@ pub mod spell;
 pub mod stats;
 pub mod subject;
 pub mod table;
+mod work;
 
 pub use case::{Case, Op};
 pub use inputs::Inputs;

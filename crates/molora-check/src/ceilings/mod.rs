@@ -3,6 +3,8 @@
 //! bytes / bandwidth)`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;
 
@@ -12,6 +14,8 @@ use molora::element::ElementType;
 use molora::error::Result;
 
 pub use cpu::CpuMeter;
+#[cfg(feature = "cuda")]
+pub use cuda::CudaMeter;
 #[cfg(feature = "wgpu")]
 pub use wgpu::WgpuMeter;
 

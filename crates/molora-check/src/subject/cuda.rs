@@ -1,10 +1,11 @@
 //! A CUDA device as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
+use super::cuda_clock::CudaClock;
 use super::cuda_group::Group;
 use super::{Found, PlanArrays, Subject, Timer, copies_of, refused_form};
 use crate::case::{Case, Op};
-use crate::ceilings::Meter;
+use crate::ceilings::{CudaMeter, Meter};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
 use bytemuck::Pod;
@@ -24,7 +25,6 @@ use molora::ops::fused::{Form, cost};
 use molora::ops::route::{Allow, CudaRouter};
 use molora::ops::{Output, plan, shrink};
 use std::ffi::c_char;
-use std::time::Duration;
 
 /// One device.
 pub struct CudaSubject {
@@ -454,7 +454,10 @@ impl Subject for CudaSubject {
     }
 
     fn meter(&self) -> Result<Option<Box<dyn Meter + '_>>> {
-        Ok(None)
+        if self.is_stand_in() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(CudaMeter::new(&self.cuda)?)))
     }
 
     fn clock(&self) -> Result<&'static str> {
@@ -478,31 +481,5 @@ impl Subject for CudaSubject {
                 clock.stop()
             }))
         })
-    }
-}
-
-/// Time of enqueued work by the device's events.
-pub(crate) struct CudaClock<'a> {
-    cuda: &'a Cuda,
-    start: CudaEvent,
-}
-
-fn failed(cuda: &Cuda, e: cudarc::driver::DriverError) -> Error {
-    Error::Device { device: format!("cuda: {}", cuda.describe()), reason: e.to_string() }
-}
-
-impl<'a> CudaClock<'a> {
-    /// Begins after all work that was enqueued before.
-    pub(crate) fn start(cuda: &'a Cuda) -> Result<Self> {
-        let start = cuda.stream().record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
-        Ok(Self { cuda, start: start.map_err(|e| failed(cuda, e))? })
-    }
-
-    /// Waits for all that was enqueued since.
-    pub(crate) fn stop(self) -> Result<Duration> {
-        let end = self.cuda.stream().record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
-        let took = end.and_then(|end| self.start.elapsed_ms(&end));
-        let milliseconds = took.map_err(|e| failed(self.cuda, e))?;
-        Ok(Duration::from_secs_f64(f64::from(milliseconds) * 1e-3))
     }
 }

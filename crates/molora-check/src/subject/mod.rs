@@ -6,6 +6,8 @@ mod cpu_group;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+pub(crate) mod cuda_clock;
+#[cfg(feature = "cuda")]
 mod cuda_group;
 #[cfg(feature = "wgpu")]
 mod wgpu;
