@@ -18,7 +18,10 @@ use serde_json::json;
 use session::{Session, kept_name};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Time of a quick run on all devices, less what the last case of each may take.
+const MINUTE: Duration = Duration::from_secs(50);
 
 /// Time the operations at the sizes of published models, judged by the device's measured limits
 #[derive(clap::Args, Debug, Default, Clone)]
@@ -140,8 +143,11 @@ pub fn measure(args: &BenchArgs, mut print: impl FnMut(String)) -> Result<Record
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len}, about {eta} left, {msg}");
     bar.set_style(style.expect("a fixed template"));
     bar.enable_steady_tick(Duration::from_secs(1));
-    let mut run = Run { args, bar, session: &mut session };
-    for subject in &subjects {
+    let mut run = Run { args, bar, session: &mut session, until: None };
+    let start = Instant::now();
+    for (i, subject) in subjects.iter().enumerate() {
+        // Devices share the minute.
+        run.until = args.quick.then(|| start + MINUTE * (i as u32 + 1) / subjects.len() as u32);
         let todo = if args.ceilings { &[][..] } else { &cases };
         run.subject(subject.as_ref(), todo, &mut print)?;
     }
@@ -153,6 +159,8 @@ struct Run<'a> {
     args: &'a BenchArgs,
     bar: ProgressBar,
     session: &'a mut Session,
+    /// When a quick run leaves this device.
+    until: Option<Instant>,
 }
 
 impl Run<'_> {
@@ -175,7 +183,17 @@ impl Run<'_> {
         if self.args.ceilings {
             self.bar.inc(1);
         }
-        for case in cases {
+        for (i, case) in cases.iter().enumerate() {
+            if self.until.is_some_and(|until| Instant::now() > until) {
+                let left = cases.len() - i;
+                self.bar.inc(left as u64);
+                self.not_timed(
+                    &format!("{left} cases more"),
+                    "not timed: a quick run's minute is over",
+                    print,
+                );
+                break;
+            }
             let label = case.label(subject.kind());
             self.bar.set_message(label.clone());
             if !self.session.has(&label, &name) {
@@ -240,12 +258,17 @@ impl Run<'_> {
         match texts {
             Ok(texts) => texts.into_iter().for_each(|text| self.print(text, print)),
             Err(Refused::Wrong(why)) => bail!("{label} on {}: {why}", subject.name()),
-            Err(Refused::NotTimed(why)) if self.args.json => {
-                self.print(json!({"case": label, "not_timed": why}).to_string(), print);
-            }
-            Err(Refused::NotTimed(why)) => self.print(format!("{label} | {why}"), print),
+            Err(Refused::NotTimed(why)) => self.not_timed(&label, &why, print),
         }
         Ok(())
+    }
+
+    fn not_timed(&self, label: &str, why: &str, print: &mut impl FnMut(String)) {
+        let text = match self.args.json {
+            true => json!({"case": label, "not_timed": why}).to_string(),
+            false => format!("{label} | {why}"),
+        };
+        self.print(text, print);
     }
 
     fn text(&self, line: &Line) -> String {
