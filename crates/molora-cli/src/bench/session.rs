@@ -106,13 +106,13 @@ impl Session {
 
     /// The whole record: every line judged by the best ceilings of the run, the part file replaced by the named one.
     pub fn finish(mut self) -> Result<Record> {
-        for i in 0..self.record.lines.len() {
-            let line = &self.record.lines[i];
+        let mut lines = std::mem::take(&mut self.record.lines);
+        for line in &mut lines {
             let element = line.case.split('/').nth(2).and_then(|elements| elements.split('+').next());
             let ceiling = self.record.ceiling(&line.device, element.unwrap_or_default());
-            let floor = ceiling.map(|ceiling| ceiling.floor(&line.work));
-            self.record.lines[i].floor = floor.or(self.record.lines[i].floor);
+            line.floor = ceiling.map(|ceiling| ceiling.floor(&line.work)).or(line.floor);
         }
+        self.record.lines = lines;
         if let Some(out) = &self.out {
             self.record.write(out).map_err(anyhow::Error::msg)?;
             let part = part_of(out);
