@@ -9,7 +9,7 @@ const BYTES: [u64; 2] = [256 << 20, 640 << 20];
 /// Bytes with all that goes along with the copies, on a GPU.
 const MOST: u64 = 4 << 30;
 /// Smaller copies than this many make time to prepare and no difference.
-const MOST_COPIES: u64 = 1024;
+const MOST_COPIES: u64 = 256;
 
 /// Bytes that a call reads of what an engine keeps: weights, a router, the factors of the adapters.
 pub(crate) fn kept(inputs: &Inputs) -> u64 {
@@ -47,9 +47,9 @@ mod tests {
 
     #[test]
     fn copies_pass_the_caches_within_memory() {
-        let base = Case { in_features: 512, out_features: 1024, ..Case::new(Op::Base) };
+        let base = Case { in_features: 1024, out_features: 1024, ..Case::new(Op::Base) };
         let inputs = Inputs::new(&base);
-        assert_eq!(kept(&inputs), 4 * 512 * 1024);
+        assert_eq!(kept(&inputs), 4 * 1024 * 1024);
         let copies = copies_of(&inputs, true, false) as u64;
         let bounds = BYTES.map(|bytes| bytes / kept(&inputs));
         assert!((bounds[0]..=bounds[1]).contains(&copies), "{copies} of {bounds:?}");
