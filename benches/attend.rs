@@ -2,21 +2,19 @@
 //! case's text for some of them; `-- published` for the comparison alone.
 
 mod common;
-#[path = "floor/stats.rs"]
-mod stats;
 
 use molora::adapter::slots::PoolSizes;
 use molora::device::cpu::{Pool, Weight};
 use molora::layer::{MoeLora, Router, Routing, Rows};
 use molora::ops::base;
 use molora::{Cpu, ElementType, Lora};
+use molora_check::Op;
 use molora_check::rng::Rng;
-use molora_check::{Op, bench};
+use molora_check::stats::{Time, median, time};
 use rayon::prelude::*;
-use stats::{Time, median, time};
 
 fn main() {
-    common::run(&bench::cases(Op::Attend, &[1, 64, 512], false));
+    common::run(&[Op::Attend]);
     compare();
 }
 

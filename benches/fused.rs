@@ -3,8 +3,8 @@
 
 mod common;
 
-use molora_check::{Op, bench};
+use molora_check::Op;
 
 fn main() {
-    common::run(&bench::cases(Op::Fused, &[1, 16, 64, 512], false));
+    common::run(&[Op::Fused]);
 }

@@ -2,8 +2,8 @@
 
 mod common;
 
-use molora_check::{Op, bench};
+use molora_check::Op;
 
 fn main() {
-    common::run(&bench::cases(Op::Grouped, &[1, 16, 128], false));
+    common::run(&[Op::Grouped]);
 }

@@ -2,10 +2,8 @@
 
 mod common;
 
-use molora_check::{Op, bench};
+use molora_check::Op;
 
 fn main() {
-    let mut cases = bench::cases(Op::Delta, &[1, 64, 512], false);
-    cases.extend(bench::cases(Op::Layer, &[1, 64, 512], false));
-    common::run(&cases);
+    common::run(&[Op::Delta, Op::Layer]);
 }

@@ -2,8 +2,8 @@
 
 mod common;
 
-use molora_check::{Op, bench};
+use molora_check::Op;
 
 fn main() {
-    common::run(&bench::cases(Op::Plan, &[1, 64, 512], false));
+    common::run(&[Op::Plan]);
 }

@@ -210,3 +210,10 @@ struct ConcatParams {
     u32 in_features, out_features, columns, b_stride;
     u32 stride, bytes, weight_blocks, blocks; // bytes of an element; blocks for 32 rows, the first of the weight
 };
+
+struct CeilingParams {
+    const float* memory; // ceiling_read: [steps][16][threads of all blocks]
+    float* sums;         // [threads of all blocks]
+    u32 steps, unused;
+    float a, b; // factor and addend, or what A and B are full of
+};

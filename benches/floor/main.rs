@@ -1,13 +1,11 @@
 //! The CPU's frozen products against the least time that this machine could take: `cargo bench --bench floor -- --help`.
 
 mod cases;
-mod ceilings;
-mod stats;
 
 use cases::{Case, Ready};
-use ceilings::{Ceilings, Meter};
 use indicatif::{ProgressBar, ProgressStyle};
-use stats::{Time, median, time};
+use molora_check::ceilings::{Best, CpuMeter, Meter};
+use molora_check::stats::{Time, median, time};
 
 const HELP: &str = "\
 cargo bench -p molora --no-default-features --bench floor -- [--pairs N] [PART OF A CASE'S NAME ..]
@@ -42,14 +40,14 @@ fn main() {
         |case: &Case| wanted.is_empty() || wanted.iter().any(|part| case.name().contains(part.as_str()));
     let cases: Vec<Case> = cases::all().into_iter().filter(chosen).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut meter = Meter::new(threads);
+    let mut meter = CpuMeter::new(threads);
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").expect("a template");
     let bar = ProgressBar::new((cases.len() * (pairs + 2)) as u64).with_style(style);
     bar.suspend(|| println!("{threads} threads, {pairs} pairs"));
     let mut ready: Option<Ready> = None;
     for case in cases {
         bar.set_message(case.name());
-        (0..4).for_each(|_| meter.round());
+        (0..4).try_for_each(|_| meter.round()).expect("the CPU");
         // The weights of the case before are used again where they fit.
         let held = ready.take().filter(|ready| ready.fits(&case)).unwrap_or_else(|| Ready::new(&case));
         let mut ready_case = held.for_case(&case);
@@ -73,24 +71,24 @@ fn main() {
             }
             bar.inc(1);
         }
-        let line = line(&case, &meter.best, &times);
+        let line = line(&case, meter.best(), &times);
         bar.suspend(|| println!("{line}"));
         ready = Some(ready_case);
     }
     bar.finish_and_clear();
 }
 
-fn line(case: &Case, best: &Ceilings, times: &[(Time, Option<Time>)]) -> String {
-    let (flops, bytes) = case.work();
-    let floor = |(flops, bytes): (f64, f64)| (flops / best.flops).max(bytes / best.bytes);
+fn line(case: &Case, best: Best, times: &[(Time, Option<Time>)]) -> String {
+    let ((flops, bytes), rate) = (case.work(), best.flops[0]);
+    let floor = |(flops, bytes): (f64, f64)| (flops / rate).max(bytes / best.bytes);
     let plain = median(times.iter().map(|t| t.0.wall));
     let mut line = format!(
         "{:<34} {:>9.3} ms  floor {:>8.3} = max({:.3} at {:.0} GFLOP/s, {:.3} at {:.1} GB/s)  x floor {:.2} [{:.2}, {:.2}]",
         case.name(),
         plain.middle * 1e3,
         floor((flops, bytes)) * 1e3,
-        flops / best.flops * 1e3,
-        best.flops / 1e9,
+        flops / rate * 1e3,
+        rate / 1e9,
         bytes / best.bytes * 1e3,
         best.bytes / 1e9,
         plain.middle / floor((flops, bytes)),

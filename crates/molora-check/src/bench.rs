@@ -1,123 +1,137 @@
-//! The cases that are timed, and the look at the answer before the clock starts.
+//! A case on the clock: the answer first, then alternating samples, then its lines, judged by the device's ceilings.
 
-use crate::case::{Case, Group, Op};
+use crate::case::{Case, Op};
 use crate::expect::{self, Roundings};
 use crate::guarded::Tensor;
 use crate::inputs::Inputs;
 use crate::judge::{Verdict, compare};
-use crate::report::work;
-use crate::routing::Routing;
+use crate::machine;
+use crate::measure::{Budget, Samples, sample};
+use crate::record::{Ceiling, Line, Ratio};
+use crate::report::{Told, base_of, lines, work};
 use crate::run::{Outcome, check};
 use crate::subject::Subject;
-use molora::element::ElementType;
-use molora::ops::fused::Form;
-use molora::ops::grouped::Rows;
+use molora::error::Error;
+use std::time::Duration;
 
 /// Operations that the definition may take for one look.
 const MOST_FLOPS: f64 = 4e8;
 
-/// The layers of published models: `(in_features, out_features, experts, top_k, rank)`.
-const LAYERS: [(usize, usize, usize, usize, usize); 7] = [
-    // MING-MOE's size on a 7B model, the README's case; its feed-forward on 7B and 1.8B.
-    (4096, 4096, 8, 2, 16),
-    (4096, 11008, 8, 2, 16),
-    (2048, 5504, 8, 2, 16),
-    // Qwen3-30B-A3B's expert width.
-    (2048, 768, 128, 8, 16),
-    // PHATGOOSE on T5, both numbers of experts.
-    (2048, 2048, 36, 2, 16),
-    (2048, 5120, 166, 2, 16),
-    // RAMoLE: three retrieved adapters a request.
-    (4096, 4096, 48, 3, 8),
-];
+/// Operations of a definition that is timed as the baseline of what has no other.
+const DEFINITION_FLOPS: f64 = 1e8;
 
-/// Most tokens of the form for a handful of them on any device.
-const FEW: usize = 16;
+/// Why a case has no time.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Refused {
+    /// The device cannot run it, or not in a time that is worth waiting for.
+    NotTimed(String),
+    /// The answer is wrong, or the device failed: nothing that it says of times can be believed.
+    Wrong(String),
+}
 
-/// The small layer of quick runs.
-const QUICK: (usize, usize, usize, usize, usize) = (1024, 1024, 8, 2, 16);
-
-/// Grouped layers: gate and up, then down, of base experts as wide as Qwen3-30B-A3B's and as the one that mistral.rs times,
-/// with a part of their experts, since a base of f32 shall fit any machine: `(hidden, width, experts, top_k, rank)`.
-const GROUPS: [(usize, usize, usize, usize, usize); 2] = [(2048, 768, 16, 8, 16), (4096, 1536, 8, 8, 16)];
-
-/// The cases of an operation that are timed; `quick` keeps those of one small layer. Those of the fused layer come in every
-/// form.
-pub fn cases(op: Op, tokens: &[usize], quick: bool) -> Vec<Case> {
-    if op == Op::Grouped {
-        return grouped(tokens, quick);
-    }
-    let cases = plain(op, tokens, quick);
-    if op != Op::Fused {
-        return cases;
-    }
-    let mut forms = Vec::new();
-    for case in cases {
-        // Three slices, as of queries, keys and values.
-        forms.push(Case { slices: 3, ..case.clone() });
-        for form in Form::ALL {
-            if form != Form::Few || case.tokens <= FEW {
-                forms.push(Case { form: Some(form), ..case.clone() });
-            }
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        match error {
+            // Sizes beyond a device's limits.
+            Error::Argument { .. } => Self::NotTimed(format!("refused: {error}")),
+            _ => Self::Wrong(error.to_string()),
         }
     }
-    forms
 }
 
-fn grouped(tokens: &[usize], quick: bool) -> Vec<Case> {
-    let groups = if quick { vec![(1024, 512, 8, 2, 16)] } else { GROUPS.to_vec() };
-    let mut cases = Vec::new();
-    for (hidden, width, experts, top_k, rank) in groups {
-        for &tokens in tokens {
-            let case = Case { tokens, top_k, experts: 4, ranks: vec![rank], ..Case::new(Op::Grouped) };
-            let case = case.element(ElementType::Bf16);
-            let up = Group { experts, rows: Rows::Gated, x_per_route: false };
-            let down = Group { experts, rows: Rows::Combined, x_per_route: true };
-            let sizes =
-                |group, in_features, out_features| Case { group, in_features, out_features, ..case.clone() };
-            cases.extend([sizes(up, hidden, 2 * width), sizes(down, width, hidden)]);
+/// A case whose answer is right.
+pub struct Checked<'a> {
+    subject: &'a dyn Subject,
+    /// Its numbers.
+    pub inputs: Inputs,
+    /// Those of the base product alone, where the case has experts beside one.
+    pub base: Option<Inputs>,
+    /// Relative error of the worst row.
+    error: f64,
+}
+
+/// Looks at the answer. A case whose floor by the ceilings is longer than `longest` is refused before anything is made.
+pub fn look<'a>(
+    subject: &'a dyn Subject,
+    case: &Case,
+    ceilings: &[Ceiling],
+    longest: Duration,
+) -> Result<Checked<'a>, Refused> {
+    if let Some(why) = subject.unsupported(case) {
+        return Err(Refused::NotTimed(format!("not supported: {why}")));
+    }
+    let (needs, has) = (bytes_of(case), machine::memory_available());
+    if needs > has {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let why =
+            format!("not timed: it takes about {:.1} GiB of memory, {:.1} are free", gib(needs), gib(has));
+        return Err(Refused::NotTimed(why));
+    }
+    let inputs = Inputs::new(case);
+    let name = subject.name();
+    let ceiling = ceilings.iter().find(|c| c.device == name && c.element == case.x.name());
+    let floor = ceiling.map_or(0.0, |ceiling| ceiling.floor(&work(&inputs)).us());
+    if floor > longest.as_secs_f64() * 1e6 {
+        return Err(Refused::NotTimed(format!("not timed: a call takes at least {:.1} s", floor * 1e-6)));
+    }
+    let verdict = match check_ends(subject, &inputs) {
+        Outcome::Right(verdict) => verdict,
+        Outcome::Unsupported(why) => return Err(Refused::NotTimed(format!("not supported: {why}"))),
+        Outcome::Wrong(why) if why.starts_with(REFUSED) && !why.contains("status word") => {
+            return Err(Refused::NotTimed(why));
         }
-    }
-    cases
+        Outcome::Wrong(why) => return Err(Refused::Wrong(why)),
+    };
+    let base = base_of(case).map(|base| Inputs::new(&base));
+    Ok(Checked { subject, inputs, base, error: verdict.worst_row.1 })
 }
 
-fn plain(op: Op, tokens: &[usize], quick: bool) -> Vec<Case> {
-    if quick {
-        return tokens.iter().map(|&tokens| sized(op, QUICK, tokens)).collect();
-    }
-    let mut cases: Vec<Case> =
-        LAYERS.iter().flat_map(|&layer| tokens.iter().map(move |&tokens| sized(op, layer, tokens))).collect();
-    if op != Op::Plan {
-        cases.extend(tokens.iter().map(|&tokens| sized(op, LAYERS[0], tokens).element(ElementType::Bf16)));
-    }
-    if op.uses().adapters {
-        let tokens = tokens.iter().copied().max().unwrap_or(1);
-        let (ranks, routing) = (vec![8, 16, 64], Routing::Zipf);
-        // Many adapters of mixed ranks, one a token.
-        cases.push(Case { ranks, routing, experts: 64, top_k: 1, ..sized(op, LAYERS[0], tokens) });
-    }
-    cases
+/// How an outcome begins that no answer was judged for.
+const REFUSED: &str = "refused: ";
+
+/// Memory of a case on the host, about: its numbers, those of its base, and one more of each in the device's form.
+fn bytes_of(case: &Case) -> u64 {
+    let [rows, columns, slots] = [case.in_features, case.out_features, case.slots()].map(|n| n as u64);
+    let groups = if case.op == Op::Grouped { case.group.experts as u64 } else { 1 };
+    let weight = if case.op.has_base() || case.op == Op::Grouped { groups * rows * columns } else { 0 };
+    let factors = if case.op.uses().adapters { slots * case.max_rank() as u64 * (rows + columns) } else { 0 };
+    let tokens = case.tokens as u64 * (rows + columns) * if groups > 1 { case.top_k as u64 } else { 1 };
+    (4 * weight + 3 * tokens) * case.x.bytes() as u64 + 3 * 4 * factors
 }
 
-fn sized(
-    op: Op,
-    (in_features, out_features, experts, top_k, rank): (usize, usize, usize, usize, usize),
-    tokens: usize,
-) -> Case {
-    let (uses, mut case) = (op.uses(), Case { tokens, ..Case::new(op) });
-    if uses.routing {
-        (case.experts, case.top_k) = (experts, top_k);
+impl Checked<'_> {
+    /// Times it beside its base.
+    pub fn sample(&self, budget: &Budget) -> Result<Samples, Refused> {
+        let mut ours = self.subject.timer(&self.inputs)?;
+        let mut base = self.base.as_ref().map(|base| self.subject.timer(base)).transpose()?;
+        let samples = sample(&mut ours, base.as_mut(), budget)?;
+        samples
+            .map_err(|took| Refused::NotTimed(format!("not timed: a call took {:.1} s", took.as_secs_f64())))
     }
-    if uses.adapters {
-        case.ranks = vec![rank];
+
+    /// The samples' lines.
+    pub fn lines(&self, samples: &Samples, ceilings: &[Ceiling]) -> Result<Vec<Line>, Refused> {
+        let (kind, device, clock) = (self.subject.kind(), &self.subject.name(), self.subject.clock()?);
+        let told = Told { kind, device, clock, ceilings, error: Some(self.error) };
+        let mut lines = lines(&told, &self.inputs, self.base.as_ref(), samples);
+        if self.base.is_none() && lines[0].work.flops <= DEFINITION_FLOPS {
+            let ratio = expect::time(&self.inputs)?.as_secs_f64() * 1e6 / lines[0].latency_us_median;
+            lines[0].ratios.push(Ratio { to: "definition".into(), ratio, interval: None, pairs: 1 });
+        }
+        Ok(lines)
     }
-    if uses.in_features {
-        case.in_features = in_features;
-    }
-    if uses.out_features {
-        case.out_features = out_features;
-    }
-    case
+}
+
+/// All of it: looks at the answer, times, and judges by the ceilings.
+pub fn time(
+    subject: &dyn Subject,
+    case: &Case,
+    ceilings: &[Ceiling],
+    budget: &Budget,
+) -> Result<Vec<Line>, Refused> {
+    let checked = look(subject, case, ceilings, budget.longest)?;
+    let samples = checked.sample(budget)?;
+    checked.lines(&samples, ceilings)
 }
 
 /// Runs a case of any size once and judges its first and last tokens, as many as a definition does in a moment.
@@ -138,7 +152,7 @@ pub fn check_ends(subject: &dyn Subject, inputs: &Inputs) -> Outcome {
 }
 
 fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result<Verdict, String> {
-    let text = |e: molora::error::Error| format!("refused: {e}");
+    let text = |e: Error| format!("{REFUSED}{e}");
     let (start, got) = if inputs.case.op == Op::Shrink {
         let mut h = inputs.empty_h();
         subject.shrink(inputs, &mut h).map_err(text)?;
@@ -173,6 +187,7 @@ fn compare_ends(subject: &dyn Subject, inputs: &Inputs, tokens: usize) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::Routing;
     use crate::subject::CpuSubject;
     use molora::ops::Output;
 
@@ -185,15 +200,6 @@ mod tests {
                 let case = Case { output, routing: Routing::WithGaps, padding: 3, ..Case::new(op) };
                 compare_ends(&cpu, &Inputs::new(&case), 4).unwrap_or_else(|why| panic!("{case}: {why}"));
             }
-        }
-    }
-
-    #[test]
-    fn every_operation_has_cases() {
-        for op in Op::ALL {
-            assert!(cases(op, &[1, 64], false).len() >= 4, "{}", op.name());
-            let two = if matches!(op, Op::Fused | Op::Grouped) { 4..10 } else { 2..3 };
-            assert!(two.contains(&cases(op, &[1, 64], true).len()), "{}", op.name());
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod case;
+pub mod ceilings;
 pub mod counters;
 pub mod expect;
 pub mod grouped;
@@ -13,6 +14,9 @@ pub mod guarded;
 pub mod inputs;
 pub mod judge;
 mod judge_route;
+pub mod machine;
+pub mod measure;
+pub mod named;
 mod part;
 pub mod record;
 pub mod report;
@@ -20,8 +24,10 @@ pub mod rng;
 pub mod routing;
 mod run;
 pub mod spell;
+pub mod stats;
 pub mod subject;
 pub mod table;
+mod work;
 
 pub use case::{Case, Op};
 pub use inputs::Inputs;

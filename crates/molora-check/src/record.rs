@@ -91,7 +91,7 @@ pub struct Line {
     pub latency_us_quartiles: [f64; 2],
     /// Samples behind them.
     pub samples: usize,
-    /// `wall`, `processor` or `timestamps`.
+    /// `wall`, `processor`, `timestamps` or, of CUDA, `events`.
     pub clock: String,
     /// What the case must do at least.
     pub work: Work,
@@ -138,7 +138,7 @@ impl Record {
     /// Writes a file, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         let text = serde_json::to_string_pretty(self).map_err(|why| format!("{}: {why}", path.display()))?;
-        let part = path.with_extension("part");
+        let part = path.with_added_extension("new");
         let written = std::fs::write(&part, text + "\n").and_then(|()| std::fs::rename(&part, path));
         written.map_err(|why| format!("{}: {why}", path.display()))
     }

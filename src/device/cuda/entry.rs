@@ -61,6 +61,12 @@ pub enum Kernel {
     FusedGateMma,
     /// 32 rows of weight and B side by side.
     FusedConcat,
+    /// Chains of multiply-adds in f32.
+    CeilingMultiply,
+    /// The same on tensor cores.
+    CeilingMma,
+    /// A read of memory.
+    CeilingRead,
 }
 
 /// Which element types are part of a kernel's name.
@@ -77,7 +83,7 @@ pub(crate) enum Named {
 
 impl Kernel {
     /// The table's rows in its order.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::RouteFew,
         Self::RouteMany,
         Self::PlanOne,
@@ -105,6 +111,9 @@ impl Kernel {
         Self::FusedGate,
         Self::FusedGateMma,
         Self::FusedConcat,
+        Self::CeilingMultiply,
+        Self::CeilingMma,
+        Self::CeilingRead,
     ];
 
     /// Name without element types, threads of a block, and which element types follow the name.
@@ -137,6 +146,9 @@ impl Kernel {
             Self::FusedGate => ("fused_gate", 256, Named::Nothing),
             Self::FusedGateMma => ("fused_gate_mma", 256, Named::Half),
             Self::FusedConcat => ("fused_concat", 256, Named::Nothing),
+            Self::CeilingMultiply => ("ceiling_multiply", 256, Named::Nothing),
+            Self::CeilingMma => ("ceiling_mma", 256, Named::Half),
+            Self::CeilingRead => ("ceiling_read", 256, Named::Nothing),
         }
     }
 

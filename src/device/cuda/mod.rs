@@ -7,6 +7,7 @@
 //! A graph holds addresses and keeps nothing alive: none may be replayed after the layer, pool, workspace or plan, router,
 //! slices or handle that it was captured from is dropped (or, a router, replaced).
 
+mod ceiling;
 #[cfg(test)]
 mod contract;
 mod driver;
@@ -24,6 +25,7 @@ mod view;
 pub use cudarc;
 
 pub use crate::device::status::Status;
+pub use ceiling::CEILING_THREADS;
 pub use driver::Properties;
 pub use entry::{Entry, Kernel, Launch, Offer};
 pub use plan::Plan;

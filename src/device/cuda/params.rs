@@ -311,6 +311,18 @@ pub(crate) struct ConcatParams {
     pub(crate) blocks: u32,
 }
 
+/// One call of a ceiling's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct CeilingParams {
+    pub(crate) memory: Address,
+    pub(crate) sums: Address,
+    pub(crate) steps: u32,
+    pub(crate) unused: u32,
+    pub(crate) a: f32,
+    pub(crate) b: f32,
+}
+
 /// The params of a kernel: passed by value, as its only parameter.
 pub(crate) trait Params: Pod {}
 impl Params for PlanParams {}
@@ -324,6 +336,7 @@ impl Params for GroupedParams {}
 impl Params for FusedParams {}
 impl Params for GateParams {}
 impl Params for ConcatParams {}
+impl Params for CeilingParams {}
 
 /// Values of `select` in [`RouteParams`].
 pub(crate) const fn select_word(select: Select) -> u32 {

@@ -1,9 +1,11 @@
 //! The CPU as a subject.
 
 use super::cpu_group::Group;
-use super::{PlanArrays, Subject, Timer, refused_form};
+use super::{PlanArrays, Subject, Timer, copies_of, refused_form};
 use crate::case::{Case, Op};
+use crate::ceilings::{CpuMeter, Meter};
 use crate::guarded::{Guarded, Tensor};
+use crate::record::Machine;
 use crate::{Inputs, with_rows};
 use bytemuck::Pod;
 use molora::adapter::slots::PoolSizes;
@@ -246,54 +248,63 @@ impl Subject for CpuSubject {
         Group::new(&self.cpu, inputs)?.run(y)
     }
 
+    fn meter(&self) -> Result<Option<Box<dyn Meter + '_>>> {
+        Ok(Some(Box::new(CpuMeter::new(Machine::here().threads))))
+    }
+
+    fn clock(&self) -> Result<&'static str> {
+        Ok("wall")
+    }
+
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
         let (case, cpu) = (&inputs.case, &self.cpu);
         let (mut y, mut h) = (inputs.y.clone(), inputs.empty_h());
+        let copies = copies_of(inputs, true, false);
+        let ready = || self.ready(inputs);
         Ok(match case.op {
             Op::Route => {
                 let shape = (1, case.routes(), case.routes());
                 let (mut ids, mut weights) =
                     (Guarded::output(shape, |_, _| 0), Guarded::output(shape, |_, _| 0.0));
-                let router = CpuRouter::new(&self.cpu, inputs.router.clone())?;
-                timed(move || self.routed(inputs, &router, &mut ids, &mut weights))
+                let router = || CpuRouter::new(&self.cpu, inputs.router.clone());
+                timed(copies, router, move |router| self.routed(inputs, router, &mut ids, &mut weights))?
             }
             Op::Plan => {
                 let sizes = inputs.plan_sizes();
-                let pool = planned_pool(&plan_case(case))?;
-                timed(move || cpu.plan(&sizes, &pool, &inputs.topk_ids).map(drop))
+                let pool = || planned_pool(&plan_case(case));
+                timed(copies, pool, move |pool| cpu.plan(&sizes, pool, &inputs.topk_ids).map(drop))?
             }
             Op::Base => {
-                let weight = pack(cpu, inputs)?;
-                timed(move || base(cpu, inputs, &*weight, &mut y))
+                timed(copies, || pack(cpu, inputs), move |weight| base(cpu, inputs, &**weight, &mut y))?
             }
-            Op::Shrink => {
-                let ready = self.ready(inputs)?;
-                timed(move || ready.shrink(h.cells_mut()))
-            }
+            Op::Shrink => timed(copies, ready, move |ready| ready.shrink(h.cells_mut()))?,
             Op::Attend => {
-                let (ready, mut weights) = (self.ready(inputs)?, inputs.empty_weights());
-                timed(move || ready.attend(weights.cells_mut()))
+                let mut weights = inputs.empty_weights();
+                timed(copies, ready, move |ready| ready.attend(weights.cells_mut()))?
             }
-            Op::Expand => {
-                let ready = self.ready(inputs)?;
-                timed(move || ready.expand(&mut y))
-            }
-            Op::Grouped => {
-                let mut group = Group::new(cpu, inputs)?;
-                timed(move || group.run(&mut y))
-            }
+            Op::Expand => timed(copies, ready, move |ready| ready.expand(&mut y))?,
+            Op::Grouped => timed(copies, || Group::new(cpu, inputs), move |group| group.run(&mut y))?,
             Op::Delta | Op::Layer | Op::Fused => {
-                let mut ready = self.ready(inputs)?;
-                timed(move || ready.layer(case.op != Op::Delta, &mut y))
+                timed(copies, ready, move |ready| ready.layer(case.op != Op::Delta, &mut y))?
             }
         })
     }
 }
 
-fn timed<'a>(mut once: impl FnMut() -> Result<()> + 'a) -> Timer<'a> {
-    Box::new(move |times| {
+/// Every call takes the next copy.
+fn timed<'a, T: 'a>(
+    copies: usize,
+    new: impl Fn() -> Result<T>,
+    mut once: impl FnMut(&mut T) -> Result<()> + 'a,
+) -> Result<Timer<'a>> {
+    let mut copies = (0..copies).map(|_| new()).collect::<Result<Vec<T>>>()?;
+    let mut calls = 0;
+    Ok(Box::new(move |times| {
         let start = Instant::now();
-        (0..times).try_for_each(|_| once())?;
+        for _ in 0..times {
+            calls = (calls + 1) % copies.len();
+            once(&mut copies[calls])?;
+        }
         Ok(start.elapsed())
-    })
+    }))
 }

@@ -1,16 +1,21 @@
 //! A CUDA device as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
+use super::cuda_clock::CudaClock;
 use super::cuda_group::Group;
-use super::{Found, PlanArrays, Subject, Timer, refused_form};
+use super::{Found, PlanArrays, Subject, Timer, copies_of, refused_form};
 use crate::case::{Case, Op};
+use crate::ceilings::{CudaMeter, Meter};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
 use bytemuck::Pod;
 use half::{bf16, f16};
 use molora::adapter::Lora;
 use molora::device::Cuda;
-use molora::device::cuda::cudarc::driver::{CudaSlice, DeviceRepr, sys};
+use molora::device::cuda::cudarc::{
+    self,
+    driver::{CudaEvent, CudaSlice, DeviceRepr, sys},
+};
 use molora::device::cuda::{Plan, Pool, View, ViewMut};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
@@ -20,7 +25,6 @@ use molora::ops::fused::{Form, cost};
 use molora::ops::route::{Allow, CudaRouter};
 use molora::ops::{Output, plan, shrink};
 use std::ffi::c_char;
-use std::time::Instant;
 
 /// One device.
 pub struct CudaSubject {
@@ -449,15 +453,32 @@ impl Subject for CudaSubject {
         self.run_to_y(inputs, y)
     }
 
+    fn meter(&self) -> Result<Option<Box<dyn Meter + '_>>> {
+        if self.is_stand_in() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(CudaMeter::new(&self.cuda)?)))
+    }
+
+    fn clock(&self) -> Result<&'static str> {
+        Ok("events")
+    }
+
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
+        // A machine that counts counts one call.
+        let copies = if self.is_stand_in() { 1 } else { copies_of(inputs, false, true) };
         with_element!(inputs.case, X => {
-            let mut ready = Ready::<X>::new(&self.cuda, inputs)?;
+            let mut copies =
+                (0..copies).map(|_| Ready::<X>::new(&self.cuda, inputs)).collect::<Result<Vec<_>>>()?;
             self.cuda.wait()?;
+            let mut calls = 0;
             Ok(Box::new(move |times| {
-                let start = Instant::now();
-                (0..times).try_for_each(|_| ready.enqueue(&self.cuda))?;
-                self.cuda.wait()?;
-                Ok(start.elapsed())
+                let clock = CudaClock::start(&self.cuda)?;
+                for _ in 0..times {
+                    calls = (calls + 1) % copies.len();
+                    copies[calls].enqueue(&self.cuda)?;
+                }
+                clock.stop()
             }))
         })
     }

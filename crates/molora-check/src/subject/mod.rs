@@ -1,23 +1,30 @@
 //! A subject is a device with host memory in and out: what the tests, `verify` and the benches run cases on.
 
+mod copies;
 mod cpu;
 mod cpu_group;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+pub(crate) mod cuda_clock;
+#[cfg(feature = "cuda")]
 mod cuda_group;
 #[cfg(feature = "wgpu")]
 mod wgpu;
+#[cfg(feature = "wgpu")]
+pub(crate) mod wgpu_clock;
 #[cfg(feature = "wgpu")]
 mod wgpu_group;
 
 use crate::Inputs;
 use crate::case::{Case, Op};
+use crate::ceilings::Meter;
 use crate::guarded::{Guarded, Tensor};
 use molora::error::Result;
 use molora::ops::fused::{Form, cost};
 use std::time::Duration;
 
+pub(crate) use copies::copies_of;
 pub use cpu::CpuSubject;
 #[cfg(feature = "cuda")]
 pub use cuda::CudaSubject;
@@ -112,7 +119,14 @@ pub trait Subject: Send + Sync {
     /// Base experts with their adapters: plans, shrink and the grouped product.
     fn grouped(&self, inputs: &Inputs, y: &mut Tensor) -> Result<()>;
 
-    /// A case made ready for timing.
+    /// What measures the device's ceilings; none of a stand-in.
+    fn meter(&self) -> Result<Option<Box<dyn Meter + '_>>>;
+
+    /// What a timer's times are read from: `wall`, `timestamps` or `events`.
+    fn clock(&self) -> Result<&'static str>;
+
+    /// A case made ready for timing: weights, routers and adapters lie in memory several times, together beyond any cache,
+    /// and a call takes the next of them.
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>>;
 }
 

@@ -1,9 +1,11 @@
 //! A WebGPU adapter as a subject: guards and all go up, the rows are views of them, all comes back.
 
 use super::cpu::{plan_case, pool_sizes};
+use super::wgpu_clock::WgpuClock;
 use super::wgpu_group::Group;
-use super::{Found, PlanArrays, Subject, Timer, refused_form};
+use super::{Found, PlanArrays, Subject, Timer, copies_of, refused_form};
 use crate::case::{Case, Op};
+use crate::ceilings::{Meter, WgpuMeter, wgpu::tried_clock};
 use crate::guarded::{Guarded, Tensor};
 use crate::{Inputs, with_rows};
 use bytemuck::Pod;
@@ -17,12 +19,13 @@ use molora::layer::{Base, MoeLora, Router, RoutingView, Workspace};
 use molora::ops::fused::cost;
 use molora::ops::plan;
 use molora::ops::route::{Allow, WgpuRouter};
-use std::time::Instant;
+use std::sync::OnceLock;
 use wgpu::{Buffer, CommandEncoder};
 
 /// One adapter.
 pub struct WgpuSubject {
     wgpu: Wgpu,
+    clock: OnceLock<WgpuClock>,
 }
 
 /// Adds every adapter of this machine.
@@ -210,12 +213,20 @@ fn upload(wgpu: &Wgpu, tensor: &Tensor) -> Result<Buffer> {
 impl WgpuSubject {
     /// An opened adapter.
     pub fn new(wgpu: Wgpu) -> Self {
-        Self { wgpu }
+        Self { wgpu, clock: OnceLock::new() }
     }
 
     /// The device.
     pub fn wgpu(&self) -> &Wgpu {
         &self.wgpu
+    }
+
+    fn tried_clock(&self) -> Result<&WgpuClock> {
+        if let Some(clock) = self.clock.get() {
+            return Ok(clock);
+        }
+        let clock = tried_clock(&self.wgpu)?;
+        Ok(self.clock.get_or_init(|| clock))
     }
 
     /// Runs the case's operation once.
@@ -257,7 +268,7 @@ impl Subject for WgpuSubject {
     }
 
     fn batch_invariant(&self) -> Box<dyn Subject> {
-        Box::new(Self { wgpu: self.wgpu.batch_invariant(true) })
+        Box::new(Self::new(self.wgpu.batch_invariant(true)))
     }
 
     fn limits(&self, problem: &cost::Problem) -> cost::Limits {
@@ -350,16 +361,30 @@ impl Subject for WgpuSubject {
         self.run_to_y(inputs, y)
     }
 
+    fn meter(&self) -> Result<Option<Box<dyn Meter + '_>>> {
+        Ok(Some(Box::new(WgpuMeter::new(&self.wgpu)?)))
+    }
+
+    fn clock(&self) -> Result<&'static str> {
+        Ok(self.tried_clock()?.name())
+    }
+
     fn timer<'a>(&'a self, inputs: &'a Inputs) -> Result<Timer<'a>> {
-        let mut ready = Ready::new(&self.wgpu, inputs)?;
+        let clock = self.tried_clock()?;
+        let mut copies = Vec::new();
+        let software = self.wgpu.info().device_type == wgpu::DeviceType::Cpu;
+        for _ in 0..copies_of(inputs, software, true) {
+            copies.push(Ready::new(&self.wgpu, inputs)?);
+        }
         self.wgpu.wait()?;
+        let mut calls = 0;
         Ok(Box::new(move |times| {
-            let start = Instant::now();
-            let mut encoder = self.wgpu.encoder();
-            (0..times).try_for_each(|_| ready.record(&self.wgpu, &mut encoder))?;
-            self.wgpu.queue().submit([encoder.finish()]);
-            self.wgpu.wait()?;
-            Ok(start.elapsed())
+            clock.time(&self.wgpu, |encoder| {
+                (0..times).try_for_each(|_| {
+                    calls = (calls + 1) % copies.len();
+                    copies[calls].record(&self.wgpu, encoder)
+                })
+            })
         }))
     }
 }
