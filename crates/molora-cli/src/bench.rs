@@ -1,12 +1,14 @@
 //! `molora bench`: times of the operations at the sizes of published models, one line a case. On a machine that executes and
 //! counts the lines carry counters and never a time.
 
+use crate::record;
 use crate::verify::{chosen, progress};
 use anyhow::{Result, bail};
 use molora_check::counters;
 use molora_check::report::{HEADING, Line, line, measure};
 use molora_check::{Case, Inputs, Op, Outcome, Subject, bench};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -32,6 +34,9 @@ pub struct BenchArgs {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
+    /// Time nothing; compare two recorded runs, the earlier first
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["device", "op", "tokens", "quick"])]
+    compare: Vec<PathBuf>,
 }
 
 fn parse_op(text: &str) -> Result<Op, String> {
@@ -44,6 +49,9 @@ fn parse_op(text: &str) -> Result<Op, String> {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if let [a, b] = &args.compare[..] {
+        return record::compare_files(a, b, args.json).map(|()| ExitCode::SUCCESS);
+    }
     let subjects = chosen(args.device.as_deref())?;
     let ops = if args.op.is_empty() { Op::ALL.to_vec() } else { args.op.clone() };
     let cases: Vec<Case> =
