@@ -26,6 +26,11 @@ impl Axis {
         [self.low, self.high]
     }
 
+    /// Whether equal lengths are equal factors.
+    pub fn is_logarithmic(&self) -> bool {
+        self.logarithmic
+    }
+
     /// The pixel of a value; of one beyond an end that end's.
     pub fn at(&self, value: f64) -> f64 {
         let share = match self.logarithmic {

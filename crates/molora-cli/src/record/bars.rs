@@ -14,16 +14,17 @@ const DEFINITION: &str = "definition";
 const MOST_PLAIN: f64 = 12.0;
 /// Cases go on in another column beyond this height.
 const COLUMN: f64 = 1300.0;
-const COLUMN_WIDTH: f64 = 720.0;
+/// The axis' length, with room before it for the names, as they are, and for the figures behind it.
+const LENGTH: f64 = 400.0;
+const FIGURES: f64 = 150.0;
+/// For the heading.
+const LEAST_WIDTH: f64 = 720.0;
 const BAR: f64 = 15.0;
 const TITLE: f64 = 20.0;
 const GAP: f64 = 10.0;
 const TOP: f64 = 130.0;
 const MARGIN: f64 = 24.0;
-const SMALL: f64 = 11.0;
-/// Room of the names before the bars, and of the figures behind them.
-const NAMES: f64 = 150.0;
-const FIGURES: f64 = 150.0;
+const SMALL: f64 = 10.0;
 
 /// What a bar counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -67,7 +68,9 @@ pub fn bars(record: &Record, device: &str, unit: Unit) -> Result<Option<String>>
     }
     let columns = split(&groups);
     let tallest = columns.iter().map(|groups| height(groups)).fold(0.0, f64::max);
-    let picture_width = (columns.len() as f64 * COLUMN_WIDTH + MARGIN).max(2.0 * MARGIN + 760.0);
+    let names = 16.0 + series.iter().map(|name| width(name, SMALL)).fold(0.0, f64::max);
+    let column_width = names + LENGTH + FIGURES;
+    let picture_width = (columns.len() as f64 * column_width + MARGIN).max(LEAST_WIDTH);
     let legend = legend_rows(&series, picture_width);
     let top = TOP + (legend.len() as f64 - 1.0) * 18.0;
     let mut svg = String::new();
@@ -78,13 +81,13 @@ pub fn bars(record: &Record, device: &str, unit: Unit) -> Result<Option<String>>
         for name in names {
             let y = 88.0 + row as f64 * 18.0;
             canvas.rectangle(Frame::around((x + 6.0, y), 6.0), shade(&series, name))?;
-            canvas.text(name, 12.0, BLACK, (x + 18.0, y), Anchor::Left)?;
-            x += 40.0 + width(name, 12.0);
+            canvas.text(name, 11.0, BLACK, (x + 18.0, y), Anchor::Left)?;
+            x += 40.0 + width(name, 11.0);
         }
     }
     for (i, groups) in columns.iter().enumerate() {
-        let left = MARGIN + i as f64 * COLUMN_WIDTH;
-        let pixels = [left + NAMES, left + COLUMN_WIDTH - FIGURES];
+        let left = MARGIN + i as f64 * column_width;
+        let pixels = [left + names, left + names + LENGTH];
         draw(&canvas, groups, &axis(&columns, pixels), (left, top), unit, &|name| shade(&series, name))?;
     }
     canvas.finish()?;
@@ -162,7 +165,7 @@ fn axis(columns: &[&[Group<'_>]], pixels: [f64; 2]) -> Axis {
 fn legend_rows<'a>(series: &[&'a str], picture_width: f64) -> Vec<Vec<&'a str>> {
     let (mut rows, mut x) = (vec![Vec::new()], MARGIN);
     for name in series {
-        let wide = 40.0 + width(name, 12.0);
+        let wide = 40.0 + width(name, 11.0);
         if x + wide > picture_width - MARGIN {
             rows.push(Vec::new());
             x = MARGIN;
@@ -180,16 +183,16 @@ fn heading(canvas: &Canvas<'_>, record: &Record, device: &str, unit: Unit, wide:
         Unit::Floor => "the measured floor",
     };
     let title = format!("Times over {unit} on {device}, {}", record.date);
-    fitted(canvas, &title, 18.0, (MARGIN, 24.0), room)?;
+    fitted(canvas, &title, 16.0, (MARGIN, 24.0), room)?;
     let machine = &record.machine;
     let about = format!(
         "{}: {}, {} threads, {}; molora {}",
         machine.name, machine.processor, machine.threads, machine.system, record.version
     );
-    fitted(canvas, &about, 12.0, (MARGIN, 46.0), room)?;
+    fitted(canvas, &about, 11.0, (MARGIN, 46.0), room)?;
     let whiskers =
         "Whiskers: quartiles; of a ratio of alternating calls the median's 95 % interval. Shorter is faster.";
-    fitted(canvas, whiskers, 12.0, (MARGIN, 64.0), room)
+    fitted(canvas, whiskers, 11.0, (MARGIN, 64.0), room)
 }
 
 fn draw(
@@ -202,9 +205,7 @@ fn draw(
 ) -> Result<()> {
     let bottom = top + height(groups);
     for tick in axis.ticks() {
-        let x = axis.at(tick);
-        canvas.line(&[(x, top), (x, bottom)], PALE, 1)?;
-        canvas.text(&label(tick), 12.0, GREY, (x, bottom + 14.0), Anchor::Middle)?;
+        canvas.text(&label(tick), 11.0, GREY, (axis.at(tick), bottom + 8.0), Anchor::Middle)?;
     }
     let start = axis.at(axis.ends()[0]);
     let title = match unit {
@@ -212,11 +213,18 @@ fn draw(
         Unit::Floor => "time / least time by the ceilings",
     };
     let middle = (start + axis.at(axis.ends()[1])) / 2.0;
-    canvas.text(title, 13.0, BLACK, (middle, bottom + 38.0), Anchor::Middle)?;
+    let scale = if axis.is_logarithmic() { ", logarithmic" } else { "" };
+    canvas.text(&format!("{title}{scale}"), 12.0, BLACK, (middle, bottom + 32.0), Anchor::Middle)?;
     let mut y = top;
     for group in groups {
-        canvas.text(group.case, 12.0, BLACK, (left, y + TITLE / 2.0), Anchor::Left)?;
+        canvas.text(group.case, 11.0, BLACK, (left, y + TITLE / 2.0), Anchor::Left)?;
         y += TITLE;
+        // Lines beside the bars alone: they would strike the case's name through.
+        let rule = |x: f64| [(x, y - 2.0), (x, y + group.bars.len() as f64 * BAR + 4.0)];
+        for tick in axis.ticks() {
+            canvas.line(&rule(axis.at(tick)), PALE, 1)?;
+        }
+        let unit = rule(axis.at(1.0));
         for bar in &group.bars {
             let (middle, end) = (y + BAR / 2.0, axis.at(bar.value));
             canvas.text(&bar.series, SMALL, GREY, (start - 8.0, middle), Anchor::Right)?;
@@ -233,11 +241,11 @@ fn draw(
             canvas.text(&figure(bar), SMALL, BLACK, (furthest + 8.0, middle), Anchor::Left)?;
             y += BAR;
         }
+        // In front of the bars.
+        canvas.line(&unit, BLACK, 1)?;
         y += GAP;
     }
-    // The unit itself, in front of the bars.
-    let one = axis.at(1.0);
-    canvas.line(&[(one, top), (one, bottom)], BLACK, 1)
+    Ok(())
 }
 
 fn figure(bar: &Bar) -> String {

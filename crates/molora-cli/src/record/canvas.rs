@@ -8,6 +8,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// The font that PNGs are drawn with; others, where an SVG's reader lacks it, are not wider.
 pub const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
+/// The library divides sizes of fonts by this; ours are pixels.
+const FONT_UNIT: f64 = 1.24;
 /// Grey of axes and their texts, dark enough to be read on white.
 pub const GREY: RGBColor = RGBColor(90, 90, 90);
 /// Grey of the lines behind everything.
@@ -100,12 +102,12 @@ impl<'a> Canvas<'a> {
         at: (f64, f64),
         anchor: Anchor,
     ) -> Result<()> {
-        self.place(text, (FONT, size).into_font(), colour, at, anchor)
+        self.place(text, (FONT, size * FONT_UNIT).into_font(), colour, at, anchor)
     }
 
     /// A text read from bottom to top, in the middle of the point.
     pub fn upright(&self, text: &str, size: f64, colour: RGBColor, at: (f64, f64)) -> Result<()> {
-        let font = (FONT, size).into_font().transform(FontTransform::Rotate270);
+        let font = (FONT, size * FONT_UNIT).into_font().transform(FontTransform::Rotate270);
         self.place(text, font, colour, at, Anchor::Middle)
     }
 

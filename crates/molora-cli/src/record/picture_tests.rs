@@ -104,6 +104,18 @@ fn cases_without_operations_and_devices_without_ceilings_are_said() {
 }
 
 #[test]
+fn operations_that_are_no_room_have_marks_of_their_own() {
+    let lines = ["ggemm/cpu/a", "lora/cpu/a", "base/cpu/a", "lora/cpu/b"].map(|case| line(case, OURS, 10.0));
+    let record = record(lines.to_vec());
+    let svg = roofline(&record, "cpu").unwrap();
+    has_every_case(&svg, &record);
+    for name in ["ggemm", "lora", "base"] {
+        // In the legend and in the key.
+        assert_eq!(svg.lines().filter(|text| text.trim() == name).count(), 2, "{name}");
+    }
+}
+
+#[test]
 fn bars_have_every_case_and_series_and_their_texts_lie_apart() {
     for (ops, unit) in [(&[Op::Base][..], Unit::Molora), (&Op::ALL, Unit::Floor), (&Op::ALL, Unit::Molora)] {
         let mut record = crowded(ops);

@@ -9,6 +9,8 @@ const DIRECTIONS: [f64; 20] = [
     2.0, 0.0, 18.0, 8.0, 10.0, 12.0, 5.0, 15.0, 3.0, 1.0, 19.0, 17.0, 7.0, 9.0, 11.0, 13.0, 4.0, 6.0, 14.0,
     16.0,
 ];
+/// From further away a line must lead to a label.
+const NEAR: f64 = 15.0;
 /// Frames keep this far from each other.
 const GAP: f64 = 1.5;
 
@@ -16,12 +18,14 @@ const GAP: f64 = 1.5;
 pub struct Places {
     inside: Frame,
     taken: Vec<Frame>,
+    labels: Vec<Frame>,
+    leaders: Vec<Leader>,
 }
 
 impl Places {
     /// Labels must lie inside the frame.
     pub fn new(inside: Frame) -> Self {
-        Self { inside, taken: Vec::new() }
+        Self { inside, taken: Vec::new(), labels: Vec::new(), leaders: Vec::new() }
     }
 
     /// Nothing may lie here.
@@ -35,17 +39,16 @@ impl Places {
     }
 
     /// Nothing may lie on the line.
-    pub fn take_line(&mut self, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) {
-        let steps = ((x1 - x0).hypot(y1 - y0) / 4.0).ceil().max(1.0);
-        for step in 0..=steps as usize {
-            let share = step as f64 / steps;
-            self.take(Frame::around((x0 + share * (x1 - x0), y0 + share * (y1 - y0)), 1.5));
-        }
+    pub fn take_line(&mut self, from: (f64, f64), to: (f64, f64)) {
+        self.taken.extend(points(from, to));
     }
 
-    /// The left end of a label's middle line, near a mark and free, and whether it lies so far that a line must lead there;
-    /// none where all is taken.
-    pub fn find(&mut self, mark: (f64, f64), [width, height]: [f64; 2]) -> Option<Placed> {
+    /// A free place near a mark, if possible one to which a line from the mark crosses no other label; none where all is taken.
+    pub fn find(&mut self, mark: (f64, f64), size: [f64; 2]) -> Option<Placed> {
+        self.search(mark, size, false).or_else(|| self.search(mark, size, true))
+    }
+
+    fn search(&mut self, mark: (f64, f64), [width, height]: [f64; 2], may_cross: bool) -> Option<Placed> {
         for distance in DISTANCES {
             for direction in DIRECTIONS {
                 let angle = direction / 20.0 * std::f64::consts::TAU;
@@ -60,16 +63,49 @@ impl Places {
                     right: x + half_width,
                     bottom: y + half_height,
                 };
-                if !self.is_taken(&frame) {
-                    self.take(frame);
-                    let end = (x - cos * width / 2.0, y - sin * height / 2.0);
-                    let leader = (distance > 15.0).then_some(end);
-                    return Some(Placed { at: (x - width / 2.0, y), leader });
+                if self.is_taken(&frame) {
+                    continue;
                 }
+                let end = (x - cos * half_width, y - sin * half_height);
+                let leader = (distance > NEAR).then(|| Leader::new(mark, end));
+                let crosses = leader.iter().any(|leader| self.labels.iter().any(|label| leader.meets(label)));
+                let is_crossed = self.leaders.iter().any(|other| other.meets(&frame));
+                if (crosses || is_crossed) && !may_cross {
+                    continue;
+                }
+                self.take(frame);
+                self.labels.push(frame);
+                let end = leader.is_some().then_some(end);
+                self.leaders.extend(leader);
+                return Some(Placed { at: (x - width / 2.0, y), leader: end });
             }
         }
         None
     }
+}
+
+/// The line from a mark to its label, as small frames.
+struct Leader {
+    points: Vec<Frame>,
+}
+
+impl Leader {
+    fn new(from: (f64, f64), to: (f64, f64)) -> Self {
+        Self { points: points(from, to) }
+    }
+
+    fn meets(&self, frame: &Frame) -> bool {
+        self.points.iter().any(|point| point.meets(frame))
+    }
+}
+
+fn points((x0, y0): (f64, f64), (x1, y1): (f64, f64)) -> Vec<Frame> {
+    let steps = ((x1 - x0).hypot(y1 - y0) / 3.0).ceil().max(1.0);
+    let at = |step: usize| {
+        let share = step as f64 / steps;
+        Frame::around((x0 + share * (x1 - x0), y0 + share * (y1 - y0)), 1.0)
+    };
+    (0..=steps as usize).map(at).collect()
 }
 
 /// A label's place.

@@ -11,36 +11,35 @@ use molora_check::Op;
 use molora_check::record::{Ceiling, Line, Record};
 use plotters::style::BLACK;
 
-const WIDTH: f64 = 1120.0;
-const PLOT: Frame = Frame { left: 84.0, top: 104.0, right: 1096.0, bottom: 624.0 };
+const WIDTH: f64 = 1200.0;
+const PLOT: Frame = Frame { left: 84.0, top: 104.0, right: 1176.0, bottom: 624.0 };
 /// Top of the key.
 const KEY: f64 = PLOT.bottom + 66.0;
 const ROW: f64 = 15.0;
-const SMALL: f64 = 11.0;
+const SMALL: f64 = 10.0;
 
 /// A case with its place on the picture.
 struct Point<'a> {
     number: usize,
+    /// Its operation's mark.
+    mark: usize,
     line: &'a Line,
     /// Operations a byte and 10^9 operations a second; none for a case that only moves bytes.
     values: Option<(f64, f64)>,
 }
 
 impl<'a> Point<'a> {
-    fn new(number: usize, line: &'a Line) -> Self {
+    fn new(number: usize, mark: usize, line: &'a Line) -> Self {
         let work = line.work;
         let values = (work.flops / work.bytes, work.flops / line.latency_us_median / 1e3);
         let is_drawn = [values.0, values.1].iter().all(|value| *value > 0.0 && value.is_finite());
-        Self { number, line, values: is_drawn.then_some(values) }
+        Self { number, mark, line, values: is_drawn.then_some(values) }
     }
 }
 
 /// The SVG of one device.
 pub fn roofline(record: &Record, device: &str) -> Result<String> {
-    let mut lines: Vec<&Line> = ours(record).filter(|line| line.device == device).collect();
-    lines.sort_by_key(|line| which(&line.case));
-    let points: Vec<Point<'_>> =
-        lines.into_iter().enumerate().map(|(i, line)| Point::new(i + 1, line)).collect();
+    let points = points(record, device);
     let roofs: Vec<&Ceiling> = record.ceilings.iter().filter(|ceiling| ceiling.device == device).collect();
     let rows = rows(&points);
     let columns = columns(&points);
@@ -58,9 +57,20 @@ pub fn roofline(record: &Record, device: &str) -> Result<String> {
     Ok(svg)
 }
 
-/// The place of a case's operation in the order of the data's flow: the same mark on every picture.
-fn which(case: &str) -> usize {
-    Op::ALL.iter().position(|op| op.name() == operation(case)).unwrap_or(Op::ALL.len())
+/// Our lines on a device, by operation in the order in which data flows: each has the same mark on every picture. Operations
+/// that are not of the library's rooms come last.
+fn points<'a>(record: &'a Record, device: &str) -> Vec<Point<'a>> {
+    let lines: Vec<&Line> = ours(record).filter(|line| line.device == device).collect();
+    let mut names: Vec<&str> = Op::ALL.iter().map(|op| op.name()).collect();
+    for line in &lines {
+        if !names.contains(&operation(&line.case)) {
+            names.push(operation(&line.case));
+        }
+    }
+    let mark = |line: &Line| names.iter().position(|name| *name == operation(&line.case)).unwrap_or_default();
+    let mut marked: Vec<(usize, &Line)> = lines.into_iter().map(|line| (mark(line), line)).collect();
+    marked.sort_by_key(|(mark, _)| *mark);
+    marked.into_iter().enumerate().map(|(i, (mark, line))| Point::new(i + 1, mark, line)).collect()
 }
 
 /// A text no wider than the picture.
@@ -73,18 +83,18 @@ fn heading(canvas: &Canvas<'_>, record: &Record, device: &str, points: &[Point<'
     let room = WIDTH - 48.0;
     let machine = &record.machine;
     let title = format!("Roofline of {device}, {}", record.date);
-    fitted(canvas, &title, 18.0, (24.0, 24.0), room)?;
+    fitted(canvas, &title, 16.0, (24.0, 24.0), room)?;
     let about = format!(
         "{}: {}, {} threads, {}; molora {}. Each mark is a case, numbered as in the key below.",
         machine.name, machine.processor, machine.threads, machine.system, record.version
     );
-    fitted(canvas, &about, 12.0, (24.0, 50.0), room)?;
+    fitted(canvas, &about, 11.0, (24.0, 50.0), room)?;
     let mut x = PLOT.left;
-    for group in points.chunk_by(|a, b| which(&a.line.case) == which(&b.line.case)) {
+    for group in points.chunk_by(|a, b| a.mark == b.mark) {
         let name = operation(&group[0].line.case);
-        canvas.mark(which(name), (x + 6.0, 82.0))?;
-        canvas.text(name, 12.0, BLACK, (x + 18.0, 82.0), Anchor::Left)?;
-        x += 40.0 + width(name, 12.0);
+        canvas.mark(group[0].mark, (x + 6.0, 82.0))?;
+        canvas.text(name, 11.0, BLACK, (x + 18.0, 82.0), Anchor::Left)?;
+        x += 40.0 + width(name, 11.0);
     }
     Ok(())
 }
@@ -112,19 +122,19 @@ fn grid(canvas: &Canvas<'_>, x: &Axis, y: &Axis) -> Result<()> {
     for value in x.ticks() {
         let at = x.at(value);
         canvas.line(&[(at, PLOT.top), (at, PLOT.bottom)], PALE, 1)?;
-        canvas.text(&label(value), 12.0, GREY, (at, PLOT.bottom + 14.0), Anchor::Middle)?;
+        canvas.text(&label(value), 11.0, GREY, (at, PLOT.bottom + 14.0), Anchor::Middle)?;
     }
     for value in y.ticks() {
         let at = y.at(value);
         canvas.line(&[(PLOT.left, at), (PLOT.right, at)], PALE, 1)?;
-        canvas.text(&label(value), 12.0, GREY, (PLOT.left - 8.0, at), Anchor::Right)?;
+        canvas.text(&label(value), 11.0, GREY, (PLOT.left - 8.0, at), Anchor::Right)?;
     }
     let Frame { left, top, right, bottom } = PLOT;
     canvas.line(&[(left, top), (left, bottom), (right, bottom)], GREY, 1)?;
     let middle = ((left + right) / 2.0, (top + bottom) / 2.0);
     let x_title = "operations for each byte that must be read or written (FLOP / byte)";
-    canvas.text(x_title, 13.0, BLACK, (middle.0, bottom + 38.0), Anchor::Middle)?;
-    canvas.upright("operations a second (GFLOP/s)", 13.0, BLACK, (22.0, middle.1))
+    canvas.text(x_title, 12.0, BLACK, (middle.0, bottom + 38.0), Anchor::Middle)?;
+    canvas.upright("operations a second (GFLOP/s)", 12.0, BLACK, (22.0, middle.1))
 }
 
 /// One roof for all element types that share it within 2 %, with its rates beside it.
@@ -178,12 +188,12 @@ fn roof_label(
     (right, mut y): (f64, f64),
     places: &mut Places,
 ) -> Result<()> {
-    let frame = |y: f64| Frame::of_text(text, 12.0, (right - width(text, 12.0), y));
+    let frame = |y: f64| Frame::of_text(text, 11.0, (right - width(text, 11.0), y));
     while y > PLOT.top + 8.0 && places.is_taken(&frame(y)) {
         y -= 4.0;
     }
     places.take(frame(y));
-    canvas.text(text, 12.0, BLACK, (right, y), Anchor::Right)
+    canvas.text(text, 11.0, BLACK, (right, y), Anchor::Right)
 }
 
 fn draw_points(
@@ -210,7 +220,7 @@ fn draw_points(
         texts.push((text, placed.at));
     }
     for (point, at) in &drawn {
-        canvas.mark(which(&point.line.case), *at)?;
+        canvas.mark(point.mark, *at)?;
     }
     for (text, at) in texts {
         canvas.text(&text, SMALL, BLACK, at, Anchor::Left)?;
@@ -220,21 +230,23 @@ fn draw_points(
 
 /// A row of the key.
 enum Row<'a> {
-    Operation(&'a str),
-    Case { number: usize, case: &'a str, figures: String },
+    Operation { mark: usize, name: &'a str },
+    Case { number: usize, case: &'a str, figures: [String; 2] },
+    Blank,
 }
 
 fn rows<'a>(points: &[Point<'a>]) -> Vec<Row<'a>> {
     let mut rows = Vec::new();
-    for group in points.chunk_by(|a, b| which(&a.line.case) == which(&b.line.case)) {
-        rows.push(Row::Operation(operation(&group[0].line.case)));
+    for group in points.chunk_by(|a, b| a.mark == b.mark) {
+        rows.extend((!rows.is_empty()).then_some(Row::Blank));
+        rows.push(Row::Operation { mark: group[0].mark, name: operation(&group[0].line.case) });
         for point in group {
             let share = match (point.values, point.line.limit_share()) {
                 (None, _) => "not drawn".into(),
                 (_, Some(share)) => format!("{:.0} %", 100.0 * share),
                 (_, None) => String::new(),
             };
-            let figures = format!("{} us  {share}", time(point.line.latency_us_median));
+            let figures = [format!("{} us", time(point.line.latency_us_median)), share];
             rows.push(Row::Case { number: point.number, case: &point.line.case, figures });
         }
     }
@@ -244,7 +256,7 @@ fn rows<'a>(points: &[Point<'a>]) -> Vec<Row<'a>> {
 /// As many columns of the key as have room for its longest case with number and figures.
 fn columns(points: &[Point<'_>]) -> usize {
     let longest = points.iter().map(|point| width(&point.line.case, SMALL)).fold(0.0, f64::max);
-    (((WIDTH - 24.0) / (longest + 160.0)) as usize).clamp(1, 3)
+    (((WIDTH - 24.0) / (longest + 210.0)) as usize).clamp(1, 3)
 }
 
 fn key(canvas: &Canvas<'_>, rows: &[Row<'_>], columns: usize) -> Result<()> {
@@ -253,15 +265,18 @@ fn key(canvas: &Canvas<'_>, rows: &[Row<'_>], columns: usize) -> Result<()> {
         let x = 24.0 + (i / per_column) as f64 * column_width;
         let y = KEY + (i % per_column) as f64 * ROW;
         match row {
-            Row::Operation(name) => {
-                canvas.mark(which(name), (x + 18.0, y))?;
-                canvas.text(name, 12.0, BLACK, (x + 32.0, y), Anchor::Left)?;
+            Row::Operation { mark, name } => {
+                canvas.mark(*mark, (x + 18.0, y))?;
+                canvas.text(name, 11.0, BLACK, (x + 32.0, y), Anchor::Left)?;
             }
             Row::Case { number, case, figures } => {
                 canvas.text(&number.to_string(), SMALL, BLACK, (x + 24.0, y), Anchor::Right)?;
                 canvas.text(case, SMALL, BLACK, (x + 32.0, y), Anchor::Left)?;
-                canvas.text(figures, SMALL, GREY, (x + column_width - 24.0, y), Anchor::Right)?;
+                let [us, share] = figures;
+                canvas.text(us, SMALL, BLACK, (x + column_width - 84.0, y), Anchor::Right)?;
+                canvas.text(share, SMALL, BLACK, (x + column_width - 24.0, y), Anchor::Right)?;
             }
+            Row::Blank => {}
         }
     }
     let end = (24.0, KEY + per_column as f64 * ROW + 4.0);

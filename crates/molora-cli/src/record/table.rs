@@ -30,11 +30,10 @@ pub fn markdown(record: &Record, operations: &[String]) -> Result<String> {
     if tables == 0 {
         bail!("the record has no line of molora's with a time");
     }
-    if text.contains(" x ~") {
-        text += "\n\nx: the other's time over molora's, median of alternating pairs, 95 % interval in brackets; ~: ratio of medians.";
-    } else if text.contains(" x |") {
+    if text.contains(" x |") {
         text +=
-            "\n\nx: the other's time over molora's, median of alternating pairs, 95 % interval in brackets.";
+            "\n\nx: the other's time over molora's, median of alternating pairs, 95 % interval in brackets";
+        text += if text.contains("| ~") { "; ~: ratio of medians." } else { "." };
     }
     Ok(text)
 }
