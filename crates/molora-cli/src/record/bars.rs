@@ -22,7 +22,7 @@ const LEAST_WIDTH: f64 = 720.0;
 const BAR: f64 = 15.0;
 const TITLE: f64 = 20.0;
 const GAP: f64 = 10.0;
-const TOP: f64 = 130.0;
+const TOP: f64 = 112.0;
 const MARGIN: f64 = 24.0;
 const SMALL: f64 = 10.0;
 

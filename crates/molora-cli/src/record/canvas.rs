@@ -144,6 +144,8 @@ impl<'a> Canvas<'a> {
     pub fn mark(&self, which: usize, at: (f64, f64)) -> Result<()> {
         let (x, y) = pixel(at);
         let colour = colour(which);
+        // A white rim, so that marks on top of each other are still told apart.
+        self.root.draw(&Circle::new((x, y), 7, WHITE.filled())).map_err(text_of)?;
         let polygon = |points: &[(i32, i32)]| {
             let points = points.iter().map(|(dx, dy)| (x + dx, y + dy)).collect::<Vec<_>>();
             self.root.draw(&Polygon::new(points, colour.filled()))
