@@ -8,8 +8,6 @@ use anyhow::Result;
 use molora_check::record::{Line, Record};
 use plotters::style::BLACK;
 
-/// The definition is an oracle that nobody would use instead: no bar.
-const DEFINITION: &str = "definition";
 /// Above this, lengths in proportion would hide what is small: the axis is logarithmic.
 const MOST_PLAIN: f64 = 12.0;
 /// Cases go on in another column beyond this height.
@@ -125,8 +123,7 @@ fn group<'a>(record: &Record, line: &'a Line, unit: Unit) -> Option<Group<'a>> {
         },
         _ => bar(other),
     };
-    let others: Vec<Bar> =
-        others(record, line).into_iter().filter(|other| other.series != DEFINITION).map(in_unit).collect();
+    let others: Vec<Bar> = others(record, line).into_iter().map(in_unit).collect();
     let is_drawn = factor.is_finite() && factor > 0.0 && !others.is_empty();
     is_drawn.then(|| Group { case: &line.case, bars: std::iter::once(own).chain(others).collect() })
 }
@@ -230,7 +227,8 @@ fn draw(
             canvas.text(&bar.series, SMALL, GREY, (start - 8.0, middle), Anchor::Right)?;
             let frame = Frame { left: start, top: y + 2.0, right: end, bottom: y + BAR - 2.0 };
             canvas.rectangle(frame, colour_of(&bar.series))?;
-            let mut furthest = end;
+            // A figure is not struck through by the line either.
+            let mut furthest = end.max(axis.at(1.0));
             if let Some([low, high]) = bar.range {
                 furthest = furthest.max(axis.at(high));
                 canvas.line(&[(axis.at(low), middle), (axis.at(high), middle)], BLACK, 1)?;

@@ -88,7 +88,7 @@ pub struct Pair {
 /// A geometric mean of ratios.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mean {
-    /// Whose lines; the means of the others are a control, since their code did not change with ours.
+    /// Whose lines; contenders' means are a control, since their code did not change with ours.
     pub series: String,
     /// `overall`, `operation NAME` or `device NAME`.
     pub of: String,

@@ -11,8 +11,8 @@ use molora_check::Op;
 use molora_check::record::{Ceiling, Line, Record};
 use plotters::style::BLACK;
 
-const WIDTH: f64 = 1200.0;
-const PLOT: Frame = Frame { left: 84.0, top: 104.0, right: 1176.0, bottom: 624.0 };
+const WIDTH: f64 = 1240.0;
+const PLOT: Frame = Frame { left: 84.0, top: 104.0, right: 1216.0, bottom: 624.0 };
 /// Top of the key.
 const KEY: f64 = PLOT.bottom + 66.0;
 const ROW: f64 = 15.0;
@@ -256,7 +256,7 @@ fn rows<'a>(points: &[Point<'a>]) -> Vec<Row<'a>> {
 /// As many columns of the key as have room for its longest case with number and figures.
 fn columns(points: &[Point<'_>]) -> usize {
     let longest = points.iter().map(|point| width(&point.line.case, SMALL)).fold(0.0, f64::max);
-    (((WIDTH - 24.0) / (longest + 210.0)) as usize).clamp(1, 3)
+    (((WIDTH - 24.0) / (longest + 172.0)) as usize).clamp(1, 3)
 }
 
 fn key(canvas: &Canvas<'_>, rows: &[Row<'_>], columns: usize) -> Result<()> {
@@ -273,8 +273,8 @@ fn key(canvas: &Canvas<'_>, rows: &[Row<'_>], columns: usize) -> Result<()> {
                 canvas.text(&number.to_string(), SMALL, BLACK, (x + 24.0, y), Anchor::Right)?;
                 canvas.text(case, SMALL, BLACK, (x + 32.0, y), Anchor::Left)?;
                 let [us, share] = figures;
-                canvas.text(us, SMALL, BLACK, (x + column_width - 84.0, y), Anchor::Right)?;
-                canvas.text(share, SMALL, BLACK, (x + column_width - 24.0, y), Anchor::Right)?;
+                canvas.text(us, SMALL, BLACK, (x + column_width - 70.0, y), Anchor::Right)?;
+                canvas.text(share, SMALL, BLACK, (x + column_width - 18.0, y), Anchor::Right)?;
             }
             Row::Blank => {}
         }

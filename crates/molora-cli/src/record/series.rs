@@ -4,6 +4,8 @@ use molora_check::record::{Line, Record};
 
 /// Our own series.
 pub const OURS: &str = "molora";
+/// The definition is an oracle that nobody would use instead: it has no place beside us.
+const DEFINITION: &str = "definition";
 
 /// The operation of a case: its first part.
 pub fn operation(case: &str) -> &str {
@@ -68,7 +70,7 @@ pub fn others(record: &Record, ours_line: &Line) -> Vec<Other> {
     let mut others: Vec<Other> = ours_line
         .ratios
         .iter()
-        .filter(|ratio| sound(ratio.ratio))
+        .filter(|ratio| sound(ratio.ratio) && ratio.to != DEFINITION)
         .map(|ratio| Other {
             series: ratio.to.clone(),
             ratio: ratio.ratio,
@@ -149,7 +151,11 @@ mod tests {
     #[test]
     fn alternating_ratios_come_before_ratios_of_medians() {
         let mut own = line("base/cpu/f32/t1", OURS, 10.0);
-        own.ratios = vec![ratio("torch/loop", 3.0, Some([2.5, 3.5])), ratio("bad", f64::INFINITY, None)];
+        own.ratios = vec![
+            ratio("torch/loop", 3.0, Some([2.5, 3.5])),
+            ratio("bad", f64::INFINITY, None),
+            ratio(DEFINITION, 90.0, None),
+        ];
         let loop_ = line("base/cpu/f32/t1", "torch/loop", 20.0);
         let gemm = line("base/cpu/f32/t1", "gemm", 40.0);
         let elsewhere = line("base/cpu/f32/t8", "gemm", 1.0);

@@ -38,20 +38,21 @@ pub fn markdown(record: &Record, operations: &[String]) -> Result<String> {
     Ok(text)
 }
 
-/// `cpu: f32 351 GFLOP/s; 29.0 GB/s`, as measured in the same run.
+/// The device and its ceilings, element types with the same ones together.
 fn ceilings(record: &Record, device: &str) -> String {
-    let rates: Vec<String> = record
-        .ceilings
-        .iter()
-        .filter(|ceiling| ceiling.device == device)
-        .map(|ceiling| {
-            format!("{} {:.0} GFLOP/s and {:.1} GB/s", ceiling.element, ceiling.gflop_per_s, ceiling.gb_per_s)
-        })
-        .collect();
-    match rates.is_empty() {
-        true => format!("**{device}** (limit not measured)"),
-        false => format!("**{device}** (limit, measured in the same run: {})", rates.join("; ")),
+    let mut rates: Vec<(String, String)> = Vec::new();
+    for ceiling in record.ceilings.iter().filter(|ceiling| ceiling.device == device) {
+        let rate = format!("{:.0} GFLOP/s and {:.1} GB/s", ceiling.gflop_per_s, ceiling.gb_per_s);
+        match rates.iter_mut().find(|(_, other)| *other == rate) {
+            Some((elements, _)) => *elements += &format!(", {}", ceiling.element),
+            None => rates.push((ceiling.element.clone(), rate)),
+        }
     }
+    if rates.is_empty() {
+        return format!("**{device}** (limit not measured)");
+    }
+    let rates: Vec<String> = rates.iter().map(|(elements, rate)| format!("{elements} {rate}")).collect();
+    format!("**{device}** (limit, measured in the same run: {})", rates.join("; "))
 }
 
 fn table(record: &Record, lines: &[&Line]) -> String {
