@@ -134,7 +134,10 @@ pub fn compare(a: &Record, b: &Record) -> Comparison {
         }
     }
     let means = means(&pairs);
-    let warnings = warnings(a, b);
+    let mut warnings = warnings(a, b);
+    if pairs.is_empty() {
+        warnings.push("no line is in both records with a time: there is nothing to compare".into());
+    }
     Comparison { a: side(a), b: side(b), warnings, pairs, means, only_a, only_b, not_compared }
 }
 

@@ -90,6 +90,7 @@ fn times_that_do_not_compare_say_why() {
     assert!(got.not_compared[0].why.contains("clocks differ: wall in A, processor in B"));
     assert!(got.not_compared[1].why.contains("B has no sound time"));
     assert!(got.pairs.is_empty() && got.means.is_empty());
+    assert!(got.warnings[0].contains("nothing to compare"), "{:?}", got.warnings);
 }
 
 #[test]
