@@ -94,6 +94,7 @@ fn the_roofline_has_every_case_and_its_texts_lie_apart() {
 #[test]
 fn cases_without_operations_and_devices_without_ceilings_are_said() {
     let mut record = crowded(&[Op::Base]);
+    assert!(!roofline(&record, "cpu").unwrap().contains("not drawn"));
     record.ceilings.clear();
     record.lines[0].work.flops = 0.0;
     let svg = roofline(&record, "cpu").unwrap();

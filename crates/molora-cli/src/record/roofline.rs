@@ -228,6 +228,9 @@ fn draw_points(
     Ok(())
 }
 
+/// Stands for the share of a case that has no mark.
+const NOT_DRAWN: &str = "-";
+
 /// A row of the key.
 enum Row<'a> {
     Operation { mark: usize, name: &'a str },
@@ -242,7 +245,7 @@ fn rows<'a>(points: &[Point<'a>]) -> Vec<Row<'a>> {
         rows.push(Row::Operation { mark: group[0].mark, name: operation(&group[0].line.case) });
         for point in group {
             let share = match (point.values, point.line.limit_share()) {
-                (None, _) => "not drawn".into(),
+                (None, _) => NOT_DRAWN.into(),
                 (_, Some(share)) => format!("{:.0} %", 100.0 * share),
                 (_, None) => String::new(),
             };
@@ -280,5 +283,9 @@ fn key(canvas: &Canvas<'_>, rows: &[Row<'_>], columns: usize) -> Result<()> {
         }
     }
     let end = (24.0, KEY + per_column as f64 * ROW + 4.0);
-    canvas.text("%: the least time by the ceilings, over the median", SMALL, GREY, end, Anchor::Left)
+    let is_missing =
+        |row: &Row<'_>| matches!(row, Row::Case { figures: [_, share], .. } if share == NOT_DRAWN);
+    let missing = if rows.iter().any(is_missing) { "; -: moves bytes alone, so it is not drawn" } else { "" };
+    let text = format!("%: the least time by the ceilings, over the median{missing}");
+    canvas.text(&text, SMALL, GREY, end, Anchor::Left)
 }
