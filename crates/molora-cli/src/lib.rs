@@ -8,6 +8,7 @@ pub mod engine;
 pub mod fetch;
 pub mod forms;
 pub mod picture;
+pub mod record;
 pub mod retrieve;
 pub mod trace;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::{bench, demo, devices, forms, retrieve, trace, verify};
+use molora_cli::{bench, demo, devices, forms, record, retrieve, trace, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -24,6 +24,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Retrieve(retrieve::RetrieveArgs),
     Trace(trace::TraceArgs),
+    Record(record::RecordArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
         Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Record(args) => record::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

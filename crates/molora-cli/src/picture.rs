@@ -21,7 +21,7 @@ const LABEL_CHARS: usize = 14;
 const MAX_WIDE: usize = 32;
 
 /// Colours that are told apart also by most colour-blind eyes; further experts get hues between them.
-const COLOURS: [RGBColor; 9] = [
+pub(crate) const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),

@@ -4,6 +4,7 @@
 mod counted;
 mod session;
 
+use crate::record;
 use crate::verify::{chosen, progress};
 use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -62,6 +63,9 @@ pub struct BenchArgs {
     /// Go on with an unfinished run, with the same choice of cases
     #[arg(long, value_name = "FILE", conflicts_with = "record")]
     pub resume: Option<PathBuf>,
+    /// Time nothing; compare two recorded runs, the earlier first
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["device", "op", "tokens", "quick", "all"])]
+    pub compare: Vec<PathBuf>,
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -118,10 +122,14 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         args.cases()?.iter().for_each(|case| println!("{case}"));
         return Ok(ExitCode::SUCCESS);
     }
+    if let [a, b] = &args.compare[..] {
+        return record::compare_files(a, b, args.json).map(|()| ExitCode::SUCCESS);
+    }
     let out = args.out_file();
     let record = measure(args, |text| println!("{text}"))?;
     if let Some(out) = out {
         eprintln!("{}: {} lines", out.display(), record.lines.len());
+        record::draw(&out)?.iter().for_each(|picture| eprintln!("{}", picture.display()));
     }
     Ok(ExitCode::SUCCESS)
 }
