@@ -12,10 +12,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use molora::adapter::Lora;
 use molora::device::Cuda;
-use molora::device::cuda::cudarc::{
-    self,
-    driver::{CudaEvent, CudaSlice, DeviceRepr, sys},
-};
+use molora::device::cuda::cudarc::driver::{CudaSlice, DeviceRepr, sys};
 use molora::device::cuda::{Plan, Pool, View, ViewMut};
 use molora::element::{Element, ElementType};
 use molora::error::{Error, Result};
