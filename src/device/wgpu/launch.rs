@@ -18,10 +18,10 @@ pub(super) struct Pipeline {
 
 /// One bound buffer.
 pub(crate) struct Binding<'a> {
-    name: &'static str,
+    pub(super) name: &'static str,
     tensor: Tensor,
-    access: Access,
-    buffer: &'a wgpu::Buffer,
+    pub(super) access: Access,
+    pub(super) buffer: &'a wgpu::Buffer,
     /// Bytes of the buffer in use.
     range: Range<u64>,
     /// The pool whose buffer it is, where it is one's.
@@ -122,7 +122,7 @@ impl<'a> Binding<'a> {
     }
 
     /// The bytes to bind: from the device's alignment on, whole words; of an empty view the buffer's first ones.
-    fn bound(&self, alignment: u64) -> Range<u64> {
+    pub(super) fn bound(&self, alignment: u64) -> Range<u64> {
         if let Tensor::SlotsAndQuads(_) = self.tensor {
             return 0..self.buffer.size();
         }
@@ -180,7 +180,8 @@ impl Wgpu {
         }
         self.check_bindings(launch, alignment)?;
         let pipeline = self.pipeline(launch, &params)?;
-        let uniform = self.uniform(&params);
+        let words: Vec<u32> = params.iter().map(|(_, value)| *value).collect();
+        let uniform = self.uniform(&words);
         let mut entries: Vec<wgpu::BindGroupEntry> = Vec::with_capacity(launch.bindings.len() + 1);
         for (index, binding) in launch.bindings.iter().enumerate() {
             let Range { start: offset, end } = binding.bound(alignment);
@@ -200,6 +201,7 @@ impl Wgpu {
         };
         let group = self.device().create_bind_group(&descriptor);
         let [x, y] = self.grid_of(launch)?;
+        self.trace_dispatch(launch, &pipeline.text, bytemuck::cast_slice(&words).to_vec(), [x, y])?;
         let descriptor = wgpu::ComputePassDescriptor { label: Some(launch.entry), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
         pass.set_pipeline(&pipeline.pipeline);
@@ -263,9 +265,8 @@ impl Wgpu {
     }
 
     /// Parameters in a buffer of their own: safe for any number of layers in one encoder.
-    fn uniform(&self, params: &[(Cow<'static, str>, u32)]) -> wgpu::Buffer {
-        let words: Vec<u32> = params.iter().map(|(_, value)| *value).collect();
-        let bytes = padded_bytes(&words);
+    fn uniform(&self, words: &[u32]) -> wgpu::Buffer {
+        let bytes = padded_bytes(words);
         let descriptor = wgpu::BufferDescriptor {
             label: Some("params"),
             size: (bytes.len() as u64).next_multiple_of(16),

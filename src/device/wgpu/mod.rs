@@ -5,6 +5,8 @@ mod plan;
 mod pool;
 mod status;
 mod text;
+#[doc(hidden)]
+pub mod trace;
 mod view;
 
 pub use crate::device::status::Status;
@@ -30,6 +32,7 @@ pub struct Wgpu {
     status: wgpu::Buffer,
     batch_invariant: bool,
     wide_tiles: bool,
+    trace: Option<trace::Shared>,
 }
 
 struct Shared {
@@ -115,7 +118,7 @@ impl Wgpu {
         let status = status::buffer(&device);
         let wide_tiles = info.device_type == wgpu::DeviceType::Cpu;
         let shared = Shared { info, device, queue, limits, pipelines: Mutex::default(), failure };
-        Self { shared: Arc::new(shared), status, batch_invariant: false, wide_tiles }
+        Self { shared: Arc::new(shared), status, batch_invariant: false, wide_tiles, trace: None }
     }
 
     /// One form for every batch size: the same bits for a token alone and in any batch, slower for few tokens.
