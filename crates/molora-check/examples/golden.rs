@@ -3,7 +3,6 @@
 //!
 //! Runs on the first adapter that wgpu finds, within WebGPU's default limits.
 
-
 use molora::Wgpu;
 use molora::device::wgpu::trace::{Command, Dispatch, Trace};
 use molora::element::{Element, ElementType};

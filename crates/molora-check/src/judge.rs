@@ -171,8 +171,7 @@ impl Expected {
     /// The largest error of element i in a device's result of about `size`.
     fn element_limit(&self, i: usize, element: ElementType, size: f64) -> f64 {
         let between = self.between.get(i).map_or(0.0, |&v| f64::from(v));
-        let mut limit =
-            sum_error(self.length) * f64::from(self.terms[i]) + unit_in_last_place(element, size);
+        let mut limit = sum_error(self.length) * f64::from(self.terms[i]) + unit_in_last_place(element, size);
         if !self.between.is_empty() {
             limit += unit_in_last_place(element, between);
         }

@@ -318,6 +318,7 @@ impl Wgpu {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
+        let cache = self.cache().pipelines.clone();
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(launch.entry),
             layout: Some(&pipeline_layout),
@@ -328,7 +329,7 @@ impl Wgpu {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: cache.as_ref(),
         });
         Pipeline { pipeline, layout, text }
     }

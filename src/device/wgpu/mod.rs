@@ -1,5 +1,6 @@
 //! WebGPU: any adapter that wgpu finds, or the engine's own device and queue.
 
+mod cache;
 mod launch;
 mod plan;
 mod pool;
@@ -10,6 +11,7 @@ pub mod trace;
 mod view;
 
 pub use crate::device::status::Status;
+pub use cache::CacheState;
 pub use plan::Plan;
 pub use pool::Pool;
 pub use view::View;
@@ -42,6 +44,7 @@ struct Shared {
     limits: wgpu::Limits,
     pipelines: Mutex<HashMap<String, launch::Pipeline>>,
     failure: Arc<Mutex<Option<String>>>,
+    cache: Mutex<cache::Cache>,
 }
 
 impl std::fmt::Debug for Wgpu {
@@ -84,7 +87,9 @@ impl Wgpu {
     pub fn open_with(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let info = adapter.get_info();
         let lost = |reason: String| Error::Device { device: format!("wgpu {}", info.name), reason };
-        let features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
+        let wanted =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let features = adapter.features() & wanted;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("molora"),
             required_features: features,
@@ -117,7 +122,15 @@ impl Wgpu {
         let limits = device.limits();
         let status = status::buffer(&device);
         let wide_tiles = info.device_type == wgpu::DeviceType::Cpu;
-        let shared = Shared { info, device, queue, limits, pipelines: Mutex::default(), failure };
+        let shared = Shared {
+            info,
+            device,
+            queue,
+            limits,
+            pipelines: Mutex::default(),
+            failure,
+            cache: Mutex::default(),
+        };
         Self { shared: Arc::new(shared), status, batch_invariant: false, wide_tiles, trace: None }
     }
 

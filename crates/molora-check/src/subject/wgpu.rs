@@ -213,11 +213,6 @@ impl WgpuSubject {
         Self { wgpu }
     }
 
-    /// The device.
-    pub fn wgpu(&self) -> &Wgpu {
-        &self.wgpu
-    }
-
     /// Runs the case's operation once.
     fn run<'a>(&self, inputs: &'a Inputs) -> Result<Ready<'a>> {
         self.run_ready(Ready::new(&self.wgpu, inputs)?)
@@ -254,6 +249,10 @@ impl Subject for WgpuSubject {
 
     fn name(&self) -> String {
         format!("wgpu: {}", self.wgpu.describe())
+    }
+
+    fn wgpu(&self) -> Option<&Wgpu> {
+        Some(&self.wgpu)
     }
 
     fn batch_invariant(&self) -> Box<dyn Subject> {
