@@ -2,6 +2,7 @@
 
 mod cache;
 mod launch;
+mod parts;
 mod plan;
 mod pool;
 mod status;
@@ -17,6 +18,7 @@ pub use pool::Pool;
 pub use view::View;
 
 pub(crate) use launch::{Binding, Launch};
+pub(crate) use parts::Blocks;
 pub(crate) use plan::{CHUNK_TOKENS, MAX_TOP_K, SHAPE, TILE_ROWS};
 pub(crate) use text::{Access, Tensor};
 
@@ -34,6 +36,7 @@ pub struct Wgpu {
     status: wgpu::Buffer,
     batch_invariant: bool,
     wide_tiles: bool,
+    binding_limit: u64,
     trace: Option<trace::Shared>,
 }
 
@@ -131,7 +134,14 @@ impl Wgpu {
             failure,
             cache: Mutex::default(),
         };
-        Self { shared: Arc::new(shared), status, batch_invariant: false, wide_tiles, trace: None }
+        Self {
+            shared: Arc::new(shared),
+            status,
+            batch_invariant: false,
+            wide_tiles,
+            binding_limit: u64::MAX,
+            trace: None,
+        }
     }
 
     /// One form for every batch size: the same bits for a token alone and in any batch, slower for few tokens.
