@@ -14,6 +14,8 @@ use std::sync::{LazyLock, MutexGuard};
 
 const MAGIC: &[u8; 16] = b"molora pipelines";
 const SEAL: usize = 32;
+/// Some drivers put a header around what they were given, and know no more than before.
+const HEADER: usize = 64;
 
 /// What a device's pipeline cache began with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,12 +84,13 @@ impl Wgpu {
     }
 
     /// Writes the cache into the folder of [`Self::use_cache`], at once or not at all; whether there was something new to
-    /// write. Nothing happens where there is no cache, or no folder.
+    /// write: pipelines are only ever added to a cache. Nothing happens where there is no cache, or no folder.
     pub fn save_cache(&self) -> Result<bool> {
         let (Some(sealed), Some(file)) = (self.cache_data(), self.cache().file.clone()) else {
             return Ok(false);
         };
-        if self.cache().kept == sealed {
+        let grown = sealed.len().checked_sub(self.cache().kept.len());
+        if grown.is_some_and(|bytes| bytes <= HEADER) {
             return Ok(false);
         }
         write(&file, &sealed).map_err(|why| self.failed(format!("{}: {why}", file.display())))?;
