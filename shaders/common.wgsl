@@ -16,9 +16,11 @@ fn holds(slot: Slot, epoch: u32) -> bool {
     return slot.rank > 0u && slot.added_at <= epoch;
 }
 
-// Grids of more workgroups than one dimension takes are folded into two.
+// Grids of more workgroups than one dimension takes are folded into two. A dispatch of some blocks of columns counts as
+// the one of all blocks does (src/device/wgpu/parts.rs); whole dispatches have blocks of one.
 fn group_index(id: vec3<u32>, groups: vec3<u32>) -> u32 {
-    return id.x + id.y * groups.x;
+    let group = id.x + id.y * groups.x;
+    return group / params.part_blocks * params.all_blocks + params.first_block + group % params.part_blocks;
 }
 
 fn is_finite(v: f32) -> bool {

@@ -89,6 +89,8 @@ fn grouped(
     let o0 = BLOCK * (group % params.column_blocks);
     if (tile >= plan[params.at_tile_offsets + params.experts]) { return; }
     let e = plan[params.at_tiles + 2u * tile];
+    // Another dispatch's, where the weight is bound in parts.
+    if (e < params.first_expert || e >= params.end_expert) { return; }
     let first = plan[params.at_tiles + 2u * tile + 1u];
     let routes = min(plan[params.at_offsets + e + 1u] - first, TILE_M);
     for (var q = thread; q < QUADS_M; q += THREADS) {

@@ -56,6 +56,9 @@ dump_shaders() {
     rm -rf target/tint/wgsl && cargo build -q --workspace --examples &&
         "${CARGO_TARGET_DIR:-target}/debug/examples/dump_shaders" target/tint/wgsl
 }
+# The golden subset comes from lavapipe (its answers judged first) and is repeated by Dawn on SwiftShader.
+golden() { rm -rf target/dawn && lavapipe "${CARGO_TARGET_DIR:-target}/debug/examples/golden" target/dawn; }
+dawn() { swiftshader node tests/dawn/run.mjs target/dawn "$@"; }
 second_front_end() {
     command -v clang++-19 >/dev/null || { sudo=; [ "$(id -u)" = 0 ] || sudo=sudo; $sudo apt-get install -y -qq clang-19 >/dev/null; }
     kernels/compile --clang
@@ -91,6 +94,9 @@ step 'planted faults' tests/faults.py
 step 'Tint can fail' node tests/tint/check.mjs --self-test
 step 'dump the shaders' dump_shaders
 step 'Tint' node tests/tint/check.mjs target/tint/wgsl
+step 'golden dispatches' golden # built with the examples above
+step 'Dawn can fail' dawn --self-test
+step 'Dawn on SwiftShader' dawn
 
 if [ -n "$long" ]; then
     # Ignored tests stay ignored: they are absent hardware and known issues, and fail by definition.

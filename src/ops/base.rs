@@ -10,7 +10,7 @@ use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
 use super::{check_len, check_rows, row};
 use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{Binding, Launch, TILE_ROWS, View, Wgpu};
+use crate::device::wgpu::{Binding, Blocks, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -152,6 +152,7 @@ impl Wgpu {
             bindings: &bindings,
             groups: word(OP, "tokens", groups)?,
         };
-        self.launch(encoder, &launch)
+        let begin = |block: usize| (block * columns).min(sizes.out_features);
+        self.launch_blocks(encoder, &launch, &Blocks { stride: sizes.in_features, blocks, begin: &begin })
     }
 }

@@ -242,7 +242,8 @@ impl Wgpu {
         params.push(("max_rank", word(OP, "max_rank", pool.slots().max_rank())?));
         let counts = (layout.chunks * sizes.experts) as u64 * 4;
         if counts > 0 {
-            encoder.clear_buffer(&plan.buffer, layout.at_counts as u64 * 4, Some(counts));
+            let at = layout.at_counts as u64 * 4;
+            self.clear(encoder, &plan.buffer, at..at + counts)?;
         }
         for (entry, groups) in ["plan_chunks", "plan_scan", "plan_place"].into_iter().zip(grid(sizes)) {
             let launch = Launch {

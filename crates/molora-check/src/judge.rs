@@ -125,10 +125,7 @@ pub fn compare_rows<T: Element>(
             if exceeds(relative, verdict.worst_row.1) {
                 verdict.worst_row = (row, relative);
             }
-            // The second part is for numbers below the element's normal ones.
-            let smallest = unit_in_last_place(T::TYPE, 0.0) * (expected.width as f64).sqrt();
-            let limit = row_limit(T::TYPE) * (1.0 + norms.between / norms.want)
-                + (smallest + norms.h_rounding) / norms.want;
+            let limit = norms.limit(T::TYPE, expected.width);
             if exceeds(relative, limit) && wrong.is_empty() {
                 wrong.push(format!("row {row}: relative L2 error {relative:.2e}, limit {limit:.1e}"));
             }
@@ -161,6 +158,45 @@ struct Norms {
     h_rounding: f64,
 }
 
+impl Norms {
+    /// The largest relative L2 error of such a row.
+    fn limit(&self, element: ElementType, width: usize) -> f64 {
+        // The second part is for numbers below the element's normal ones.
+        let smallest = unit_in_last_place(element, 0.0) * (width as f64).sqrt();
+        row_limit(element) * (1.0 + self.between / self.want) + (smallest + self.h_rounding) / self.want
+    }
+}
+
+impl Expected {
+    /// The largest error of element i in a device's result of about `size`.
+    fn element_limit(&self, i: usize, element: ElementType, size: f64) -> f64 {
+        let between = self.between.get(i).map_or(0.0, |&v| f64::from(v));
+        let mut limit = sum_error(self.length) * f64::from(self.terms[i]) + unit_in_last_place(element, size);
+        if !self.between.is_empty() {
+            limit += unit_in_last_place(element, between);
+        }
+        limit + self.h_rounding.get(i).map_or(0.0, |&v| f64::from(v))
+    }
+
+    /// For judges elsewhere, who have no more than numbers: the largest error of every element, and the largest relative L2
+    /// error of every row, infinite where rows are not judged. Where h is not rounded, nor y between.
+    pub fn limits(&self, element: ElementType) -> (Vec<f32>, Vec<f32>) {
+        let want = |i: usize| f64::from(self.want[i]).abs();
+        // A result may be larger than what was asked for, and its last place with it.
+        let limit = |i: usize| self.element_limit(i, element, want(i) * (1.0 + row_limit(element))) as f32;
+        let row = |row: usize| {
+            let (mut elements, mut squares) = (0, 0.0);
+            for i in (row * self.width..(row + 1) * self.width).filter(|&i| !self.want[i].is_nan()) {
+                (elements, squares) = (elements + 1, squares + want(i) * want(i));
+            }
+            let norms = Norms { elements, want: f64::sqrt(squares), ..Norms::default() };
+            let judged = elements >= WIDE && norms.want > 0.0;
+            if judged { norms.limit(element, self.width) as f32 } else { f32::INFINITY }
+        };
+        ((0..self.want.len()).map(limit).collect(), (0..self.rows).map(row).collect())
+    }
+}
+
 fn compare_row<T: Element>(
     expected: &Expected,
     row: usize,
@@ -184,12 +220,7 @@ fn compare_row<T: Element>(
         let h_rounding = expected.h_rounding.get(i).map_or(0.0, |&v| f64::from(v));
         squares.h_rounding += h_rounding * h_rounding;
         verdict.elements += 1;
-        let mut limit = sum_error(expected.length) * f64::from(expected.terms[i])
-            + unit_in_last_place(T::TYPE, want.abs().max(got.abs()));
-        if !expected.between.is_empty() {
-            limit += unit_in_last_place(T::TYPE, between);
-        }
-        limit += h_rounding;
+        let limit = expected.element_limit(i, T::TYPE, want.abs().max(got.abs()));
         let share = if error == 0.0 { 0.0 } else { error / limit };
         if exceeds(share, verdict.worst_element.2) {
             verdict.worst_element = (row, column, share);

@@ -187,17 +187,18 @@ impl Source {
     }
 }
 
-fn cache_folder(source: &Source) -> Result<PathBuf> {
+/// Where everything is kept that can be made or fetched again; none where the environment names no place.
+pub(crate) fn cache_base() -> Option<PathBuf> {
     let named = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = named("XDG_CACHE_HOME")
         .or_else(|| named("HOME").map(|home| home.join(".cache")))
         .or_else(|| named("LOCALAPPDATA"));
-    match base {
-        Some(base) => Ok(base.join("molora")),
-        None => {
-            bail!("no place for {}: set XDG_CACHE_HOME or HOME, {}", source.what, source.otherwise)
-        }
-    }
+    base.map(|base| base.join("molora"))
+}
+
+fn cache_folder(source: &Source) -> Result<PathBuf> {
+    let none = || format!("no place for {}: set XDG_CACHE_HOME or HOME, {}", source.what, source.otherwise);
+    cache_base().with_context(none)
 }
 
 fn bytes_below(folder: &Path) -> u64 {

@@ -1,6 +1,8 @@
 //! The pieces of the command line `molora`, one file or folder for each command.
 
 pub mod bench;
+#[cfg(feature = "wgpu")]
+pub mod cache;
 pub mod demo;
 pub mod devices;
 pub mod encoder;

@@ -1,6 +1,8 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
+#[cfg(feature = "wgpu")]
+use molora_cli::cache;
 use molora_cli::{bench, demo, devices, forms, record, retrieve, trace, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -12,6 +14,10 @@ use tracing_subscriber::EnvFilter;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Compile every WebGPU pipeline anew, and keep none for the next command
+    #[cfg(feature = "wgpu")]
+    #[arg(long, global = true)]
+    no_cache: bool,
 }
 
 // One line for each command here, and one below.
@@ -36,7 +42,12 @@ fn main() -> ExitCode {
         .without_time()
         .with_target(false)
         .init();
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    #[cfg(feature = "wgpu")]
+    if cli.no_cache {
+        cache::switch_off();
+    }
+    let result = match cli.command {
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
@@ -46,6 +57,8 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Record(args) => record::run(&args).map(|()| ExitCode::SUCCESS),
     };
+    #[cfg(feature = "wgpu")]
+    cache::save();
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -1,5 +1,7 @@
 //! `molora verify`: every operation on every device against its definition.
 
+#[cfg(feature = "wgpu")]
+use crate::cache;
 use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use molora::element::ElementType;
@@ -85,6 +87,8 @@ pub(crate) fn chosen(device: Option<&str>) -> Result<Vec<Box<dyn Subject>>> {
         let (names, missing) = (names.join("; "), missing.join("; "));
         bail!("no device matches {:?}; found: {names}; missing: {missing}", device.unwrap_or_default());
     }
+    #[cfg(feature = "wgpu")]
+    subjects.iter().filter_map(|subject| subject.wgpu()).for_each(cache::open);
     Ok(subjects)
 }
 

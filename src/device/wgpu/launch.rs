@@ -17,13 +17,16 @@ pub(super) struct Pipeline {
 }
 
 /// One bound buffer.
+#[derive(Clone)]
 pub(crate) struct Binding<'a> {
-    name: &'static str,
+    pub(super) name: &'static str,
     tensor: Tensor,
-    access: Access,
-    buffer: &'a wgpu::Buffer,
+    pub(super) access: Access,
+    pub(super) buffer: &'a wgpu::Buffer,
     /// Bytes of the buffer in use.
-    range: Range<u64>,
+    pub(super) range: Range<u64>,
+    /// Elements before them that the kernel counts all the same.
+    skipped: usize,
     /// The pool whose buffer it is, where it is one's.
     pool: Option<&'a Pool>,
 }
@@ -37,6 +40,7 @@ impl<'a> Binding<'a> {
             access: Access::Read,
             buffer: view.buffer,
             range: view.bytes(),
+            skipped: 0,
             pool: None,
         }
     }
@@ -48,7 +52,15 @@ impl<'a> Binding<'a> {
 
     /// Ids, read or written.
     pub(crate) fn ids(name: &'static str, access: Access, view: View<'a, i32>) -> Self {
-        Self { name, tensor: Tensor::Ids, access, buffer: view.buffer, range: view.bytes(), pool: None }
+        Self {
+            name,
+            tensor: Tensor::Ids,
+            access,
+            buffer: view.buffer,
+            range: view.bytes(),
+            skipped: 0,
+            pool: None,
+        }
     }
 
     /// Words, read.
@@ -59,6 +71,7 @@ impl<'a> Binding<'a> {
             access: Access::Read,
             buffer: view.buffer,
             range: view.bytes(),
+            skipped: 0,
             pool: None,
         }
     }
@@ -79,6 +92,7 @@ impl<'a> Binding<'a> {
             access: Access::Read,
             buffer: pool.a(),
             range: 0..pool.a().size(),
+            skipped: 0,
             pool: Some(pool),
         }
     }
@@ -88,7 +102,7 @@ impl<'a> Binding<'a> {
         let (buffer, before) = (pool.table_and_b(), pool.table_bytes() as u64);
         let tensor = Tensor::Quads(pool.slots().sizes().element);
         let range = before.min(buffer.size())..buffer.size();
-        Self { name, tensor, access: Access::Read, buffer, range, pool: Some(pool) }
+        Self { name, tensor, access: Access::Read, buffer, range, skipped: 0, pool: Some(pool) }
     }
 
     /// A pool's table, as `slots`.
@@ -113,7 +127,15 @@ impl<'a> Binding<'a> {
         access: Access,
         buffer: &'a wgpu::Buffer,
     ) -> Self {
-        Self { name, tensor: Tensor::Table(ty), access, buffer, range: 0..buffer.size(), pool: None }
+        Self {
+            name,
+            tensor: Tensor::Table(ty),
+            access,
+            buffer,
+            range: 0..buffer.size(),
+            skipped: 0,
+            pool: None,
+        }
     }
 
     /// The status word.
@@ -121,8 +143,20 @@ impl<'a> Binding<'a> {
         Self::table("status", "atomic<u32>", Access::ReadWrite, wgpu.status_buffer())
     }
 
+    /// These elements alone, which the kernel counts as before.
+    pub(super) fn cut(&self, elements: Range<usize>) -> Self {
+        let bytes = self.element_bytes() as u64;
+        let at = |element: usize| (self.range.start + element as u64 * bytes).min(self.range.end);
+        Self { range: at(elements.start)..at(elements.end), skipped: elements.start, ..self.clone() }
+    }
+
+    /// Bytes of an element.
+    pub(super) fn element_bytes(&self) -> usize {
+        self.tensor.element_bytes().unwrap_or(4)
+    }
+
     /// The bytes to bind: from the device's alignment on, whole words; of an empty view the buffer's first ones.
-    fn bound(&self, alignment: u64) -> Range<u64> {
+    pub(super) fn bound(&self, alignment: u64) -> Range<u64> {
         if let Tensor::SlotsAndQuads(_) = self.tensor {
             return 0..self.buffer.size();
         }
@@ -159,28 +193,49 @@ pub(crate) struct Launch<'a> {
     pub(crate) groups: u32,
 }
 
+/// Every workgroup in one dispatch; see [`Wgpu::dispatch`].
+const WHOLE: [u32; 3] = [0, 1, 1];
+
 const COMMON: &str = include_str!("../../../shaders/common.wgsl");
 
 impl Wgpu {
     /// Records a dispatch into the caller's encoder.
     pub(crate) fn launch(&self, encoder: &mut wgpu::CommandEncoder, launch: &Launch) -> Result<()> {
+        self.dispatch(encoder, launch, launch.groups, WHOLE)
+    }
+
+    /// Records `groups` of a launch's workgroups: of each row of blocks, those from the first of `blocks` on, so many, of so
+    /// many.
+    pub(super) fn dispatch(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        launch: &Launch,
+        groups: u32,
+        blocks: [u32; 3],
+    ) -> Result<()> {
         self.alive()?;
-        if launch.groups == 0 {
+        if groups == 0 {
             return Ok(());
         }
         let alignment = u64::from(self.limits().min_storage_buffer_offset_alignment);
         let mut params: Vec<(Cow<'static, str>, u32)> =
             launch.params.iter().map(|&(n, v)| (n.into(), v)).collect();
         params.push(("groups".into(), launch.groups));
+        for (name, value) in ["first_block", "part_blocks", "all_blocks"].into_iter().zip(blocks) {
+            params.push((name.into(), value));
+        }
         for binding in launch.bindings {
             if let Some(bytes) = binding.tensor.element_bytes() {
                 let first = binding.lead(alignment) / bytes as u64;
-                params.push((format!("{}_first", binding.name).into(), first as u32));
+                // Wraps below zero where elements are skipped; so do the kernel's sums with it.
+                let first = (first as u32).wrapping_sub(binding.skipped as u32);
+                params.push((format!("{}_first", binding.name).into(), first));
             }
         }
         self.check_bindings(launch, alignment)?;
         let pipeline = self.pipeline(launch, &params)?;
-        let uniform = self.uniform(&params);
+        let words: Vec<u32> = params.iter().map(|(_, value)| *value).collect();
+        let uniform = self.uniform(&words);
         let mut entries: Vec<wgpu::BindGroupEntry> = Vec::with_capacity(launch.bindings.len() + 1);
         for (index, binding) in launch.bindings.iter().enumerate() {
             let Range { start: offset, end } = binding.bound(alignment);
@@ -199,7 +254,8 @@ impl Wgpu {
             entries: &entries,
         };
         let group = self.device().create_bind_group(&descriptor);
-        let [x, y] = self.grid_of(launch)?;
+        let [x, y] = self.grid_of(launch.op, groups)?;
+        self.trace_dispatch(launch, &pipeline.text, bytemuck::cast_slice(&words).to_vec(), [x, y])?;
         let descriptor = wgpu::ComputePassDescriptor { label: Some(launch.entry), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
         pass.set_pipeline(&pipeline.pipeline);
@@ -209,18 +265,12 @@ impl Wgpu {
     }
 
     /// Two dimensions where one is not enough; kernels flatten them.
-    fn grid_of(&self, launch: &Launch) -> Result<[u32; 2]> {
+    fn grid_of(&self, op: &'static str, groups: u32) -> Result<[u32; 2]> {
         let most = self.limits().max_compute_workgroups_per_dimension;
-        let (x, y) =
-            if launch.groups <= most { (launch.groups, 1) } else { (most, launch.groups.div_ceil(most)) };
+        let (x, y) = if groups <= most { (groups, 1) } else { (most, groups.div_ceil(most)) };
         if y > most {
             let expected = format!("at most {most} * {most} workgroups");
-            return Err(Error::argument(
-                launch.op,
-                "tokens",
-                expected,
-                format!("{} workgroups", launch.groups),
-            ));
+            return Err(Error::argument(op, "tokens", expected, format!("{groups} workgroups")));
         }
         Ok([x, y])
     }
@@ -263,9 +313,8 @@ impl Wgpu {
     }
 
     /// Parameters in a buffer of their own: safe for any number of layers in one encoder.
-    fn uniform(&self, params: &[(Cow<'static, str>, u32)]) -> wgpu::Buffer {
-        let words: Vec<u32> = params.iter().map(|(_, value)| *value).collect();
-        let bytes = padded_bytes(&words);
+    fn uniform(&self, words: &[u32]) -> wgpu::Buffer {
+        let bytes = padded_bytes(words);
         let descriptor = wgpu::BufferDescriptor {
             label: Some("params"),
             size: (bytes.len() as u64).next_multiple_of(16),
@@ -317,6 +366,7 @@ impl Wgpu {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
+        let cache = self.cache().pipelines.clone();
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(launch.entry),
             layout: Some(&pipeline_layout),
@@ -327,7 +377,7 @@ impl Wgpu {
                 constants: &[],
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: cache.as_ref(),
         });
         Pipeline { pipeline, layout, text }
     }

@@ -1,18 +1,24 @@
 //! WebGPU: any adapter that wgpu finds, or the engine's own device and queue.
 
+mod cache;
 mod launch;
+mod parts;
 mod plan;
 mod pool;
 mod status;
 mod text;
+#[doc(hidden)]
+pub mod trace;
 mod view;
 
 pub use crate::device::status::Status;
+pub use cache::CacheState;
 pub use plan::Plan;
 pub use pool::Pool;
 pub use view::View;
 
 pub(crate) use launch::{Binding, Launch};
+pub(crate) use parts::Blocks;
 pub(crate) use plan::{CHUNK_TOKENS, MAX_TOP_K, SHAPE, TILE_ROWS};
 pub(crate) use text::{Access, Tensor};
 
@@ -30,6 +36,8 @@ pub struct Wgpu {
     status: wgpu::Buffer,
     batch_invariant: bool,
     wide_tiles: bool,
+    binding_limit: u64,
+    trace: Option<trace::Shared>,
 }
 
 struct Shared {
@@ -39,6 +47,7 @@ struct Shared {
     limits: wgpu::Limits,
     pipelines: Mutex<HashMap<String, launch::Pipeline>>,
     failure: Arc<Mutex<Option<String>>>,
+    cache: Mutex<cache::Cache>,
 }
 
 impl std::fmt::Debug for Wgpu {
@@ -81,7 +90,9 @@ impl Wgpu {
     pub fn open_with(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let info = adapter.get_info();
         let lost = |reason: String| Error::Device { device: format!("wgpu {}", info.name), reason };
-        let features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
+        let wanted =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let features = adapter.features() & wanted;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("molora"),
             required_features: features,
@@ -114,8 +125,23 @@ impl Wgpu {
         let limits = device.limits();
         let status = status::buffer(&device);
         let wide_tiles = info.device_type == wgpu::DeviceType::Cpu;
-        let shared = Shared { info, device, queue, limits, pipelines: Mutex::default(), failure };
-        Self { shared: Arc::new(shared), status, batch_invariant: false, wide_tiles }
+        let shared = Shared {
+            info,
+            device,
+            queue,
+            limits,
+            pipelines: Mutex::default(),
+            failure,
+            cache: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            status,
+            batch_invariant: false,
+            wide_tiles,
+            binding_limit: u64::MAX,
+            trace: None,
+        }
     }
 
     /// One form for every batch size: the same bits for a token alone and in any batch, slower for few tokens.

@@ -83,6 +83,17 @@ pub fn column_blocks(slices: &[usize], width: usize) -> usize {
     slices.iter().map(|columns| columns.div_ceil(width)).sum()
 }
 
+/// The column where each block of `width` columns over the slices begins, and where the last ends.
+fn block_begins(slices: &[usize], width: usize) -> Vec<usize> {
+    let (mut begins, mut end) = (Vec::with_capacity(column_blocks(slices, width) + 1), 0);
+    for columns in slices {
+        begins.extend((end..end + columns).step_by(width));
+        end += columns;
+    }
+    begins.push(end);
+    begins
+}
+
 /// Refuses slices that begin in the middle of a word of y.
 fn check_slices(y: ElementType, packed: bool, slices: &[usize]) -> Result<()> {
     let odd = slices.iter().rev().skip(1).find(|columns| !columns.is_multiple_of(2));
@@ -116,6 +127,9 @@ mod tests {
         assert_eq!(column_blocks(&[65], 64), 2);
         assert_eq!(column_blocks(&[64, 1, 130], 64), 1 + 1 + 3);
         assert_eq!(column_blocks(&[10, 6], 8), 2 + 1);
+        assert_eq!(block_begins(&[64, 1, 130], 64), [0, 64, 65, 129, 193, 195]);
+        assert_eq!(block_begins(&[10, 6], 8), [0, 8, 10, 16]);
+        assert_eq!((block_begins(&[0], 8), column_blocks(&[0], 8)), (vec![0], 0));
     }
 
     #[test]

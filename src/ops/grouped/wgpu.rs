@@ -1,7 +1,7 @@
 //! Grouped on WebGPU: one dispatch for the rows of the routes, one more that combines them.
 
 use super::{Lens, OP, Rows, Sizes, check_pool};
-use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::{Form, Grid, NOTHING_BEHIND, check_equal, check_packed, tile_constants, word};
@@ -98,6 +98,8 @@ impl Wgpu {
         let routes_a_row = if sizes.x_per_route { 1 } else { sizes.top_k };
         let mut params = plan.params()?.to_vec();
         params.extend([
+            ("first_expert", 0),
+            ("end_expert", word(OP, "experts", sizes.experts)?),
             ("routes_a_row", word(OP, "top_k", routes_a_row)?),
             ("slots", word(OP, "slots", slots.sizes().experts)?),
             ("lora_epoch", slots.epoch()),
@@ -133,7 +135,11 @@ impl Wgpu {
             ],
             groups: word(OP, "tokens", grid.groups)?,
         };
-        self.launch(encoder, &launch)
+        // Gate and up of an expert lie apart: both are bound at once.
+        let whole = sizes.rows == Rows::Gated;
+        let begin = |block: usize| (block * grid.columns).min(sizes.width());
+        let blocks = Blocks { stride: sizes.in_features, blocks: grid.blocks, begin: &begin };
+        self.launch_experts(encoder, &launch, &blocks, (sizes.experts, sizes.out_features, whole))
     }
 
     /// The weighted sum of every token's rows.

@@ -51,6 +51,12 @@ pub trait Subject: Send + Sync {
     /// Which one, for people: `cpu: AVX2+FMA, 8 threads`.
     fn name(&self) -> String;
 
+    /// The handle of a WebGPU device.
+    #[cfg(feature = "wgpu")]
+    fn wgpu(&self) -> Option<&molora::Wgpu> {
+        None
+    }
+
     /// Limits and features, name and value.
     fn details(&self) -> Vec<(String, String)>;
 

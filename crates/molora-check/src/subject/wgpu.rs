@@ -216,11 +216,6 @@ impl WgpuSubject {
         Self { wgpu, clock: OnceLock::new() }
     }
 
-    /// The device.
-    pub fn wgpu(&self) -> &Wgpu {
-        &self.wgpu
-    }
-
     fn tried_clock(&self) -> Result<&WgpuClock> {
         if let Some(clock) = self.clock.get() {
             return Ok(clock);
@@ -265,6 +260,10 @@ impl Subject for WgpuSubject {
 
     fn name(&self) -> String {
         format!("wgpu: {}", self.wgpu.describe())
+    }
+
+    fn wgpu(&self) -> Option<&Wgpu> {
+        Some(&self.wgpu)
     }
 
     fn batch_invariant(&self) -> Box<dyn Subject> {

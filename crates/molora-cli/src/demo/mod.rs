@@ -8,6 +8,8 @@ pub mod prompt;
 pub mod report;
 pub mod systems;
 
+#[cfg(feature = "wgpu")]
+use crate::cache;
 use crate::engine::linear::Seen;
 use crate::engine::mixture::Mixture;
 use crate::engine::model::{Model, Pass};
@@ -132,6 +134,10 @@ impl Demo {
     /// Reads everything that does not depend on what is asked.
     pub fn load(args: &DemoArgs) -> Result<Self> {
         let device = Device::by_name(&args.device).context("--device")?;
+        #[cfg(feature = "wgpu")]
+        if let Device::Wgpu(wgpu) = &device {
+            cache::open(wgpu);
+        }
         let experts = files::given_or_own(args.experts.as_deref(), "experts", "experts")?;
         let routers = files::given_or_own(args.routers.as_deref(), "routers.safetensors", "routers")?;
         let mut mixture = Mixture::load(&experts, &routers, args.order.as_deref())?;

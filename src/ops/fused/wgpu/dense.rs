@@ -3,8 +3,8 @@
 //! An engine that wants the second product from its own kernels gives z a buffer of its own, as WebGPU binds a buffer
 //! either for reading or for writing in one dispatch.
 
-use super::{BIAS, COLUMNS, NO_BIAS, column_blocks, slice_ends};
-use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, View, Wgpu};
+use super::{BIAS, COLUMNS, NO_BIAS, block_begins, column_blocks, slice_ends};
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::check_gate_router;
@@ -193,7 +193,10 @@ impl Wgpu {
             bindings: &bindings,
             groups: word(OP, "tokens", grid.groups)?,
         };
-        self.launch(encoder, &launch)
+        let begins = block_begins(slots.slices(), grid.columns);
+        let begin = |block: usize| begins[block];
+        let blocks = Blocks { stride: sizes.in_features, blocks: grid.blocks, begin: &begin };
+        self.launch_blocks(encoder, &launch, &blocks)
     }
 }
 

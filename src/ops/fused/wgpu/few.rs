@@ -1,7 +1,7 @@
 //! The few form: a handful of tokens straight from their ids, in two dispatches of one encoder.
 
-use super::{BIAS, COLUMNS, NO_BIAS, check_slices, column_blocks, slice_ends};
-use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
+use super::{BIAS, COLUMNS, NO_BIAS, block_begins, check_slices, column_blocks, slice_ends};
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::{OP, Sizes};
@@ -122,7 +122,10 @@ impl Wgpu {
             bindings: &bindings,
             groups: word(OP, "out_features", product.groups)?,
         };
-        self.launch(encoder, &launch)
+        let begins = block_begins(slots.slices(), product.columns);
+        let begin = |block: usize| begins[block];
+        let blocks = Blocks { stride: sizes.in_features, blocks: product.blocks, begin: &begin };
+        self.launch_blocks(encoder, &launch, &blocks)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The sparse form: base and the experts of a plan in one dispatch behind shrink's.
 
-use super::{BIAS, COLUMNS, NO_BIAS, check_slices, column_blocks, slice_ends};
+use super::{BIAS, COLUMNS, NO_BIAS, block_begins, check_slices, column_blocks, slice_ends};
 use crate::adapter::slots::Slots;
-use crate::device::wgpu::{self as device, Access, Binding, Launch, TILE_ROWS, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
@@ -125,7 +125,10 @@ impl Wgpu {
             bindings: &bindings,
             groups: word(OP, "tokens", grid.groups)?,
         };
-        self.launch(encoder, &launch)
+        let begins = block_begins(slots.slices(), grid.columns);
+        let begin = |block: usize| begins[block];
+        let blocks = Blocks { stride: sizes.in_features, blocks: grid.blocks, begin: &begin };
+        self.launch_blocks(encoder, &launch, &blocks)
     }
 }
 
