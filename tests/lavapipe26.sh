@@ -19,6 +19,7 @@ say() { printf 'mesa26: %s\n' "$*" >&2; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 # The mirror is the machine's own: the first of its sources that says it is Debian's main archive.
+# shellcheck disable=SC2016  # apt fills these in
 mirror() {
     apt-get indextargets --format '$(ORIGIN) $(LABEL) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         awk '$1 == "Debian" && $2 == "Debian" && $3 == "main" { print $4; exit }'
@@ -34,6 +35,8 @@ install_tree() {
     }
     local from
     from=$(mirror)
+    # Without lists apt does not know whose mirror it is.
+    [ -n "$from" ] || { as_root apt-get update -qq && from=$(mirror); }
     [ -n "$from" ] || { say "found no mirror of Debian's main archive in apt's sources"; return 1; }
     say 'packages of trixie-backports (360 MB on disk)'
     rm -rf "$root" "$root.part"
@@ -51,9 +54,8 @@ install_tree() {
 
 # The version is in the name of a library, which no package can fake by its own name.
 version() { # prints Mesa's version
-    local found=("$libraries"/libgallium-*.so)
-    found=${found[0]##*/libgallium-}
-    echo "${found%.so}"
+    local name=("$libraries"/libgallium-*.so)
+    basename -s .so "${name[0]}" | sed 's/^libgallium-//'
 }
 
 [ -d "$root" ] || install_tree || exit 1

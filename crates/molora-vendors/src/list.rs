@@ -31,26 +31,24 @@ pub fn record(wgpu: &Wgpu, mut after: impl FnMut() -> Result<()>) -> Result<()> 
     of_elements::<bf16>(wgpu, &mut after)
 }
 
-/// Every variant of every shader, as the other WGSL compiler gets them.
+/// Every variant of every shader that this device's own tuning can meet.
 pub fn all(wgpu: &Wgpu, mut after: impl FnMut() -> Result<()>) -> Result<()> {
     for element in ElementType::ALL {
         for batch_invariant in [false, true] {
+            // Both kinds of rows: read by fours, and one by one.
             for width in [8, 6] {
-                for wide in [false, true] {
-                    let wgpu = wgpu.batch_invariant(batch_invariant).wide_tiles(wide);
-                    let fixed = if batch_invariant { ".fixed" } else { "" };
-                    let wide = if wide { ".wide" } else { "" };
-                    let case = |x: &str| hook::set_case(&format!("{x}.{element}.{width}{fixed}{wide}"));
-                    case("f32");
-                    variants::variants::<f32>(&wgpu, element, width).map_err(|e| anyhow!("{e}"))?;
-                    after()?;
-                    case("f16");
-                    variants::variants::<f16>(&wgpu, element, width).map_err(|e| anyhow!("{e}"))?;
-                    after()?;
-                    case("bf16");
-                    variants::variants::<bf16>(&wgpu, element, width).map_err(|e| anyhow!("{e}"))?;
-                    after()?;
-                }
+                let wgpu = wgpu.batch_invariant(batch_invariant);
+                let fixed = if batch_invariant { ".fixed" } else { "" };
+                let case = |x: &str| hook::set_case(&format!("{x}.{element}.{width}{fixed}"));
+                case("f32");
+                variants::variants::<f32>(&wgpu, element, width).map_err(|e| anyhow!("{e}"))?;
+                after()?;
+                case("f16");
+                variants::variants::<f16>(&wgpu, element, width).map_err(|e| anyhow!("{e}"))?;
+                after()?;
+                case("bf16");
+                variants::variants::<bf16>(&wgpu, element, width).map_err(|e| anyhow!("{e}"))?;
+                after()?;
             }
         }
     }

@@ -21,8 +21,11 @@ mod self_test;
 mod table;
 
 #[cfg(target_os = "linux")]
-fn main() -> anyhow::Result<()> {
-    run::main()
+fn main() {
+    if let Err(error) = run::main() {
+        eprintln!("{error:#}");
+        std::process::exit(1);
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
