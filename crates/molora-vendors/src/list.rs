@@ -71,8 +71,8 @@ fn of_elements<X: Element>(wgpu: &Wgpu, after: &mut dyn FnMut() -> Result<()>) -
         WIDTH,
         RANK,
         1.0,
-        &vec![X::from_f32(0.0); WIDTH * RANK],
-        &vec![X::from_f32(0.0); WIDTH * RANK],
+        &[X::from_f32(0.0); WIDTH * RANK],
+        &[X::from_f32(0.0); WIDTH * RANK],
     )?;
     let mut pool = Pool::new(wgpu, sizes::<X>(WIDTH, RANK))?;
     pool.set_attention(&zeros)?;
