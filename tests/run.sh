@@ -106,7 +106,8 @@ if [ -n "$long" ]; then
     step 'long tests on lavapipe' lavapipe MOLORA_LONG=1 "${suite[@]}"
     step 'long tests on SwiftShader' swiftshader MOLORA_LONG=1 "${suite[@]}"
     # Programs that start programs of their own are left out: a child would not run through the tree's loader.
-    mapfile -t names_of_tests < <(basename -s .rs tests/*.rs | grep -vE '^(cuda|approximate$)')
+    mapfile -t names_of_tests < <({ basename -s .rs tests/*.rs && dirname tests/*/main.rs | xargs -n 1 basename; } |
+        grep -vE '^(cuda|approximate$)')
     whole=(cargo test --workspace --no-fail-fast "${names_of_tests[@]/#/--test=}")
     for subgroup in 4 8 16; do step "tests on lavapipe 26, $subgroup" mesa26 vulkan $subgroup "${whole[@]}"; done
     step 'tests on OpenGL' mesa26 opengl 8 "${whole[@]}"
