@@ -39,7 +39,7 @@ fn main() -> Result<(), Failure> {
 }
 
 /// Records every operation once for each of its constants.
-fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Result<(), Failure> {
+pub fn variants<X: Element>(wgpu: &Wgpu, element: ElementType, width: usize) -> Result<(), Failure> {
     const TOKENS: usize = 2;
     const TOP_K: usize = 2;
     let mut encoder = wgpu.encoder();

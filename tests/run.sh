@@ -85,6 +85,15 @@ step 'tests on lavapipe' lavapipe "${suite[@]}"
 # The kernels' own tests; the long run has the whole suite on it.
 kernels=(route attend plan shrink expand base fused grouped fused_wgpu grouped_wgpu route_wgpu layer status)
 step 'kernels on SwiftShader' swiftshader cargo test --workspace --no-fail-fast "${kernels[@]/#/--test=}"
+# The wider Mesa: vectors of 512 bits are subgroups of 16, which the system's lavapipe never has.
+mesa26() { # mesa26 MODE SUBGROUP COMMAND...
+    local mode=$1 subgroup=$2
+    shift 2
+    MOLORA_SUBGROUP=$subgroup tests/lavapipe26.sh "$mode" "$@"
+}
+step 'Mesa 26' tests/lavapipe26.sh
+step "vendors' gate can fail" tests/vendors.sh --self-test
+step "vendors' compilers" tests/vendors.sh
 step 'doc tests' lavapipe cargo test --workspace --doc
 step 'PTX as committed, in budget' kernels/compile --check
 # Every seed is another order of blocks and warps; sm_75 is the set for older cards. The long run has more of them.
@@ -102,7 +111,13 @@ if [ -n "$long" ]; then
     # Ignored tests stay ignored: they are absent hardware and known issues, and fail by definition.
     step 'long tests on lavapipe' lavapipe MOLORA_LONG=1 "${suite[@]}"
     step 'long tests on SwiftShader' swiftshader MOLORA_LONG=1 "${suite[@]}"
-    step 'tests on OpenGL' opengl "${suite[@]}"
+    # Programs that start programs of their own are left out: a child would not run through the tree's loader.
+    mapfile -t names_of_tests < <({ basename -s .rs tests/*.rs && dirname tests/*/main.rs | xargs -n 1 basename; } |
+        grep -vE '^(cuda|approximate$)')
+    whole=(cargo test --workspace --no-fail-fast "${names_of_tests[@]/#/--test=}")
+    for subgroup in 4 8 16; do step "tests on lavapipe 26, $subgroup" mesa26 vulkan $subgroup "${whole[@]}"; done
+    step 'tests on OpenGL' mesa26 opengl 8 "${whole[@]}"
+    step "vendors' compilers, all variants" tests/vendors.sh --all
     step 'tests on AArch64' tests/arm.sh
     step 'clippy without features' combination --all-targets --no-default-features
     step 'clippy with cuda' combination --all-targets --features cuda
