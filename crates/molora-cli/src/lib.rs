@@ -1,6 +1,7 @@
 //! The pieces of the command line `molora`, one file or folder for each command.
 
 pub mod bench;
+pub mod contend;
 pub mod demo;
 pub mod devices;
 pub mod encoder;

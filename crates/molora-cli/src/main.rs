@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::{bench, demo, devices, forms, retrieve, trace, verify};
+use molora_cli::{bench, contend, demo, devices, forms, retrieve, trace, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -20,6 +20,7 @@ enum Command {
     Devices(devices::DevicesArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Contend(contend::ContendArgs),
     Forms(forms::FormsArgs),
     Demo(demo::DemoArgs),
     Retrieve(retrieve::RetrieveArgs),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Contend(args) => contend::run(&args),
         Command::Forms(args) => forms::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
