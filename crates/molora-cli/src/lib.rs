@@ -8,6 +8,7 @@ pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
+pub mod peers;
 pub mod picture;
 pub mod retrieve;
 pub mod trace;

@@ -1,7 +1,7 @@
 //! `molora`: the library's command line.
 
 use clap::{Parser, Subcommand};
-use molora_cli::{bench, contend, demo, devices, forms, retrieve, trace, verify};
+use molora_cli::{bench, contend, demo, devices, forms, peers, retrieve, trace, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +22,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Contend(contend::ContendArgs),
     Forms(forms::FormsArgs),
+    Peers(peers::PeersArgs),
     Demo(demo::DemoArgs),
     Retrieve(retrieve::RetrieveArgs),
     Trace(trace::TraceArgs),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Contend(args) => contend::run(&args),
         Command::Forms(args) => forms::run(&args),
+        Command::Peers(args) => peers::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
         Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
