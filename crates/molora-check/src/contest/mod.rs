@@ -26,6 +26,8 @@
 //! or `{"error":..}`. Everyone owns `copies.W` copies of w and `copies.AB` of a and b, and takes the next with every call;
 //! packing weights beforehand is allowed; sorting, gathering, scaling and the memory of the result belong to the call.
 
+pub mod cases;
+pub mod judge;
 pub mod npy;
 mod serve;
 

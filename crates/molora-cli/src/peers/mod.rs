@@ -1,7 +1,5 @@
 //! `molora peers`: the library beside the systems that one would use instead, alternating, in one run.
 
-mod cases;
-mod judge;
 mod noise;
 mod process;
 mod report;
@@ -15,7 +13,7 @@ mod ceilings;
 use anyhow::{Context, Result, anyhow, bail};
 use ceilings::Meter;
 use indicatif::{ProgressBar, ProgressStyle};
-use molora_check::contest::Case;
+use molora_check::contest::{Case, cases, judge};
 use molora_check::record::{Ceiling, FORMAT, Line, Machine, Record};
 use process::{Process, Start};
 use rounds::{Entry, OURS};
@@ -89,14 +87,14 @@ pub fn run(args: &PeersArgs) -> Result<ExitCode> {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}")?;
     let bar = ProgressBar::new((cases.len() * (args.rounds + 1)) as u64).with_style(style);
     let mut contenders = start(args, threads, &data, &bar)?;
-    cases::write_list(&data, &cases)?;
+    cases::write_list(&data, &cases).map_err(|why| anyhow!(why))?;
     let plan = rounds::Plan { rounds: args.rounds, budget: args.budget, ops: args.ops.clone() };
     let mut run = Run { meter: Meter::new(threads), done: Vec::new(), missing: Vec::new() };
     say(&bar, &report::heading());
     for case in cases {
         bar.set_message(format!("{}: inputs and references", case.id));
-        cases::make(&case, &data)?;
-        let used = judge::used(&case, &data)?;
+        cases::make(&case, &data).map_err(|why| anyhow!(why))?;
+        let used = judge::used(&case, &data).map_err(|why| anyhow!(why))?;
         (0..4).for_each(|_| run.meter.round());
         bar.inc(1);
         let (entries, missing) = rounds::run(&case, &data, &plan, &mut contenders, &bar);

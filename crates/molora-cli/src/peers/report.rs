@@ -1,9 +1,8 @@
 //! The table and the record.
 
-use super::judge;
 use super::rounds::{Entry, OURS};
 use super::stats::Sorted;
-use molora_check::contest::Case;
+use molora_check::contest::{Case, judge};
 use molora_check::record::{Ceiling, Line, Ratio};
 use std::fmt::Write;
 

@@ -1,11 +1,11 @@
 //! One case: everyone made ready, every answer checked, then series by series, again and again.
 
-use super::judge::{self, Bits, bits};
 use super::noise;
 use super::process::Process;
 use super::stats::Sorted;
 use indicatif::ProgressBar;
 use molora_check::contest::Case;
+use molora_check::contest::judge::{self, Bits, bits};
 use serde_json::{Value, json};
 use std::path::Path;
 

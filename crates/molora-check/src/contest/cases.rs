@@ -1,8 +1,7 @@
 //! The field's shapes, with seeded inputs and float64 references in files.
 
-use anyhow::{Context, Result, anyhow};
-use molora_check::contest::{Case, Cases, Copies, Kind, npy};
-use molora_check::rng::Rng;
+use super::{Case, Cases, Copies, Kind, npy};
+use crate::rng::Rng;
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -45,7 +44,8 @@ pub fn all() -> Vec<Case> {
     ]
 }
 
-fn layer(
+/// A layer of `(tokens, in_features, out_features)` with `(experts, top_k, rank)`, whose tokens choose as `dist` says.
+pub fn layer(
     (tokens, in_features, out_features): (usize, usize, usize),
     (experts, top_k, rank): (usize, usize, usize),
     dist: &str,
@@ -76,7 +76,13 @@ fn layer(
     }
 }
 
-fn grouped(tokens: usize, in_features: usize, out_features: usize, (experts, top_k): (usize, usize)) -> Case {
+/// A grouped product of as many base experts.
+pub fn grouped(
+    tokens: usize,
+    in_features: usize,
+    out_features: usize,
+    (experts, top_k): (usize, usize),
+) -> Case {
     Case {
         id: format!("GG_T{tokens}_{in_features}x{out_features}_E{experts}k{top_k}"),
         kind: Kind::Ggemm,
@@ -109,23 +115,22 @@ pub fn reference(op: &str) -> &'static str {
 }
 
 /// Writes the file of cases, which one-shot contenders read.
-pub fn write_list(data: &Path, cases: &[Case]) -> Result<()> {
-    let text =
-        serde_json::to_string_pretty(&Cases { data: data.display().to_string(), cases: cases.to_vec() })?;
+pub fn write_list(data: &Path, cases: &[Case]) -> Result<(), String> {
+    let list = Cases { data: data.display().to_string(), cases: cases.to_vec() };
+    let text = serde_json::to_string_pretty(&list).map_err(|why| why.to_string())?;
     let path = data.join("cases.json");
-    std::fs::write(&path, text).with_context(|| path.display().to_string())
+    std::fs::write(&path, text).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 /// Makes a case's files, where they are not there already.
-pub fn make(case: &Case, data: &Path) -> Result<()> {
+pub fn make(case: &Case, data: &Path) -> Result<(), String> {
     // Written last.
     let last = case.file(data, &format!("made{GENERATION}"));
     if last.exists() {
         return Ok(());
     }
-    let write = |name: &str, shape: &[usize], values: &[f32]| {
-        npy::write(&case.file(data, name), shape, values).map_err(|why| anyhow!(why))
-    };
+    let write =
+        |name: &str, shape: &[usize], values: &[f32]| npy::write(&case.file(data, name), shape, values);
     let Case { tokens: t, in_features: i, out_features: o, experts: e, top_k: k, rank: r, .. } = *case;
     let mut rng = Rng::named(&case.id, GENERATION);
     let narrow = (i as f32).sqrt().recip();
@@ -146,11 +151,10 @@ pub fn make(case: &Case, data: &Path) -> Result<()> {
         _ => choose(case, &mut rng, &mut x, &router, &router_bias),
     };
     write("x", &[t, i], &x)?;
-    npy::write(&case.file(data, "idx"), &[t, k], &ids).map_err(|why| anyhow!(why))?;
+    npy::write(&case.file(data, "idx"), &[t, k], &ids)?;
     write("gate", &[t, k], &gates)?;
-    let reference = |name: &str, rows: usize, values: &[f64]| {
-        npy::write(&case.file(data, name), &[rows, o], values).map_err(|why| anyhow!(why))
-    };
+    let reference =
+        |name: &str, rows: usize, values: &[f64]| npy::write(&case.file(data, name), &[rows, o], values);
     if case.kind == Kind::Ggemm {
         let w = values(&mut rng, e * o * i, narrow);
         write("we", &[e, o, i], &w)?;
@@ -172,7 +176,7 @@ pub fn make(case: &Case, data: &Path) -> Result<()> {
             .iter()
             .try_for_each(|(name, values)| reference(name, t, values))?;
     }
-    std::fs::write(&last, "").with_context(|| last.display().to_string())
+    std::fs::write(&last, "").map_err(|why| format!("{}: {why}", last.display()))
 }
 
 /// Uniform values of a standard deviation.
@@ -277,7 +281,7 @@ fn grouped_reference(case: &Case, x: &[f32], ids: &[i32], w: &[f32]) -> Vec<f64>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use molora_check::contest::Arrays;
+    use crate::contest::Arrays;
 
     #[test]
     fn the_cases_have_names_of_their_own_and_enough_copies() {

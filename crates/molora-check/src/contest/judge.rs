@@ -1,9 +1,8 @@
 //! What is asked of an answer, and what its least work is.
 
 use super::cases::reference;
-use anyhow::{Result, anyhow};
-use molora_check::contest::{Case, npy};
-use molora_check::report::Work;
+use super::{Case, npy};
+use crate::report::Work;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -59,8 +58,8 @@ pub fn bits(variant: &str) -> Bits {
 }
 
 /// The base experts, or adapters, that a case's tokens use.
-pub fn used(case: &Case, data: &Path) -> Result<usize> {
-    let ids = npy::read::<i32>(&case.file(data, "idx")).map_err(|why| anyhow!(why))?;
+pub fn used(case: &Case, data: &Path) -> Result<usize, String> {
+    let ids = npy::read::<i32>(&case.file(data, "idx"))?;
     Ok(ids.values.iter().collect::<BTreeSet<_>>().len())
 }
 
