@@ -1,18 +1,15 @@
 //! `molora peers`: the library beside the systems that one would use instead, alternating, in one run.
 
+mod limits;
 mod noise;
 mod process;
 mod report;
 mod rounds;
 mod stats;
 
-// Until the ceilings are in molora-check.
-#[path = "../../../../benches/floor/ceilings.rs"]
-mod ceilings;
-
 use anyhow::{Context, Result, anyhow, bail};
-use ceilings::Meter;
 use indicatif::{ProgressBar, ProgressStyle};
+use limits::Limits;
 use molora_check::contest::{Case, cases, judge};
 use molora_check::record::{Ceiling, FORMAT, Line, Machine, Record};
 use process::{Process, Start};
@@ -89,19 +86,18 @@ pub fn run(args: &PeersArgs) -> Result<ExitCode> {
     let mut contenders = start(args, threads, &data, &bar)?;
     cases::write_list(&data, &cases).map_err(|why| anyhow!(why))?;
     let plan = rounds::Plan { rounds: args.rounds, budget: args.budget, ops: args.ops.clone() };
-    let mut run = Run { meter: Meter::new(threads), done: Vec::new(), missing: Vec::new() };
+    let mut run = Run { limits: Limits::new(threads), done: Vec::new() };
     say(&bar, &report::heading());
     for case in cases {
         bar.set_message(format!("{}: inputs and references", case.id));
         cases::make(&case, &data).map_err(|why| anyhow!(why))?;
         let used = judge::used(&case, &data).map_err(|why| anyhow!(why))?;
-        (0..4).for_each(|_| run.meter.round());
+        run.limits.measure();
         bar.inc(1);
         let (entries, missing) = rounds::run(&case, &data, &plan, &mut contenders, &bar);
-        (0..4).for_each(|_| run.meter.round());
+        run.limits.measure();
         missing.iter().for_each(|why| say(&bar, &format!("absent: {why}")));
-        run.missing.extend(missing);
-        say(&bar, report::table(&case, &entries, used, &run.ceiling()).trim_end());
+        say(&bar, report::table(&case, &entries, used, &run.limits.ceiling()).trim_end());
         run.done.push(Done { case, entries, used });
         // After every case, so that an interrupted run leaves what it has.
         if let Some(out) = &args.out {
@@ -109,10 +105,10 @@ pub fn run(args: &PeersArgs) -> Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    let Ceiling { gflop_per_s, gb_per_s, .. } = run.ceiling();
+    let Ceiling { gflop_per_s, gb_per_s, .. } = run.limits.ceiling();
     println!("\n{threads} threads; ceilings of this run: {gflop_per_s:.0} GFLOP/s, {gb_per_s:.1} GB/s");
     for done in &run.done {
-        print!("{}", report::summary(&done.case, &done.entries, done.used, &run.ceiling()));
+        print!("{}", report::summary(&done.case, &done.entries, done.used, &run.limits.ceiling()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -148,21 +144,13 @@ struct Done {
 }
 
 struct Run {
-    meter: Meter,
+    limits: Limits,
     done: Vec<Done>,
-    missing: Vec<String>,
 }
 
 impl Run {
-    /// What the machine can do, the best so far.
-    fn ceiling(&self) -> Ceiling {
-        let best = self.meter.best;
-        let (gflop_per_s, gb_per_s) = (best.flops / 1e9, best.bytes / 1e9);
-        Ceiling { device: report::DEVICE.into(), element: "f32".into(), gflop_per_s, gb_per_s }
-    }
-
     fn record(&self, threads: usize) -> Record {
-        let ceiling = self.ceiling();
+        let ceiling = self.limits.ceiling();
         let lines =
             |done: &Done| -> Vec<Line> { report::lines(&done.case, &done.entries, done.used, &ceiling) };
         Record {
