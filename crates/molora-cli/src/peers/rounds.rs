@@ -12,7 +12,7 @@ use std::path::Path;
 /// A batch during which others took more of the machine than this counts only where there are no two quieter ones.
 const FOREIGN_MOST: f64 = 0.1;
 
-/// A variant whose first call takes so many times as long as its contender's best is not called again.
+/// A variant whose call takes so many times as long as its contender's best is not called again.
 const SLOWER_MOST: f64 = 4.0;
 
 /// Ratios between 1 / CLOSE and CLOSE are shown from at least so many pairs.
@@ -152,9 +152,11 @@ fn ready(
             continue;
         }
         let asked = process.ask(&json!({"do": "check", "op": op, "variant": variant, "out": out}));
-        let judged = asked.and_then(|answer| {
-            Ok((answer["s"].as_f64().unwrap_or(0.0), judge::error(case, &op, data, &out)?))
-        });
+        let judged = asked.and_then(|_| judge::error(case, &op, data, &out));
+        // The first call pays for what is set up once; the second says whether a variant is slow.
+        let again = json!({"do": "time", "op": op, "variant": variant, "budget": 0.0, "warm": false});
+        let judged =
+            judged.and_then(|error| Ok((process.ask(&again)?["s"][0].as_f64().unwrap_or(0.0), error)));
         let series = name(&process.name, &op, &variant);
         match judged {
             Ok((first, error)) if error <= judge::tolerance(&variant) => {
@@ -172,7 +174,7 @@ fn ready(
     Ok(entries)
 }
 
-/// All but those whose first call was far slower than their contender's best of the operation.
+/// All but those whose call was far slower than their contender's best of the operation.
 fn faster(entries: &[Entry]) -> Vec<usize> {
     let best = |entry: &Entry| {
         let same = entries.iter().filter(|other| other.who == entry.who && other.op == entry.op);
