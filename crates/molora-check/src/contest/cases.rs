@@ -269,6 +269,9 @@ fn grouped_reference(case: &Case, x: &[f32], ids: &[i32], w: &[f32]) -> Vec<f64>
     let mut y = vec![0.0; case.routes() * o];
     for e in 0..case.experts {
         let routes: Vec<usize> = (0..case.routes()).filter(|&route| ids[route] as usize == e).collect();
+        if routes.is_empty() {
+            continue;
+        }
         let rows: Vec<f32> = routes.iter().flat_map(|route| &x[route / k * i..][..i]).copied().collect();
         let part = product(&rows, &w[e * o * i..][..o * i], i, o);
         for (&route, row) in routes.iter().zip(part.chunks(o)) {
