@@ -14,7 +14,7 @@ fn who_is_absent_is_named_and_the_record_has_the_rest() {
     let (data, venv, record) = (path("data"), path("venv"), path("record.json"));
     let output = peers(&[
         "--cases",
-        "T1_2048",
+        "T8_2048",
         "--ops",
         "lora,base",
         "--rounds",
@@ -42,7 +42,7 @@ fn who_is_absent_is_named_and_the_record_has_the_rest() {
     assert!(text.contains("nobody beside it"), "{text}");
     let record = Record::read(record.as_ref()).unwrap();
     let ours: Vec<&str> = record.lines.iter().map(|line| line.case.as_str()).collect();
-    for case in ["base/cpu/T1_2048x2048_E8k2r16", "lora/cpu/T1_2048x2048_E8k2r16"] {
+    for case in ["base/cpu/T8_2048x2048_E8k2r16", "lora/cpu/T8_2048x2048_E8k2r16"] {
         assert!(ours.contains(&case), "{ours:?}");
     }
     for line in &record.lines {
@@ -64,7 +64,7 @@ fn who_is_absent_is_named_and_the_record_has_the_rest() {
         std::fs::write(folder.path().join("scripts/torch_peer.py"), "").unwrap();
         let output = peers(&[
             "--cases",
-            "T1_2048",
+            "T8_2048",
             "--ops",
             "base",
             "--rounds",
