@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod case;
 pub mod ceilings;
+pub mod contest;
 pub mod counters;
 pub mod expect;
 pub mod grouped;

@@ -3,12 +3,14 @@
 pub mod bench;
 #[cfg(feature = "wgpu")]
 pub mod cache;
+pub mod contend;
 pub mod demo;
 pub mod devices;
 pub mod encoder;
 pub mod engine;
 pub mod fetch;
 pub mod forms;
+pub mod peers;
 pub mod picture;
 pub mod record;
 pub mod retrieve;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 #[cfg(feature = "wgpu")]
 use molora_cli::cache;
-use molora_cli::{bench, demo, devices, forms, record, retrieve, trace, verify};
+use molora_cli::{bench, contend, demo, devices, forms, peers, record, retrieve, trace, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -26,7 +26,9 @@ enum Command {
     Devices(devices::DevicesArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Contend(contend::ContendArgs),
     Forms(forms::FormsArgs),
+    Peers(peers::PeersArgs),
     Demo(demo::DemoArgs),
     Retrieve(retrieve::RetrieveArgs),
     Trace(trace::TraceArgs),
@@ -51,7 +53,9 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Contend(args) => contend::run(&args),
         Command::Forms(args) => forms::run(&args),
+        Command::Peers(args) => peers::run(&args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
         Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
