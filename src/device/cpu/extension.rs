@@ -40,10 +40,10 @@ impl Extension {
     ) -> Self {
         let mut ends = vec![0; slots.slots().len() + 1];
         let mut touched = vec![false; rows];
-        for row in 0..rows {
+        for (row, touched) in touched.iter_mut().enumerate() {
             for (id, ..) in routes(row) {
                 ends[id + 1] += 1;
-                touched[row] = true;
+                *touched = true;
             }
         }
         (1..ends.len()).for_each(|id| ends[id] += ends[id - 1]);

@@ -141,7 +141,7 @@ impl<X: Element, W: Element> Tile<'_, X, W> {
                 while i < whole {
                     // Short vectors ask once a line.
                     let bytes = S::LANES * size_of::<W>();
-                    if self.ahead && (bytes > 16 || i * size_of::<W>() % 64 == 0) {
+                    if self.ahead && (bytes > 16 || (i * size_of::<W>()).is_multiple_of(64)) {
                         for n in 0..N {
                             S::prefetch(w[n].wrapping_add(i + self.block).cast());
                         }

@@ -1,6 +1,11 @@
 //! The kernels of every operation on the CPU: rows times rows ([`dot`]: searches), rows times packed columns ([`panel`]: every
 //! frozen weight), rows times ranks ([`ranks`]: shrink), routes times rows of B ([`routes`]: expand), weighted sums of rows ([`terms`]).
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "plain loops over registers: closures are not inlined into the instruction set"
+)]
+
 pub(super) mod deviation;
 pub(super) mod dot;
 pub(super) mod pack;

@@ -179,7 +179,9 @@ impl<B: Element, const M: usize> Strip<B, M> {
                 if self.next > 0 {
                     for n in 0..N {
                         // Short vectors share a line.
-                        if S::LANES * size_of::<B>() > 16 || n * S::LANES * size_of::<B>() % 64 == 0 {
+                        if S::LANES * size_of::<B>() > 16
+                            || (n * S::LANES * size_of::<B>()).is_multiple_of(64)
+                        {
                             S::prefetch(b.wrapping_add(self.next + n * S::LANES).cast());
                         }
                     }
