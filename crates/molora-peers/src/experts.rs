@@ -129,7 +129,7 @@ impl Sorted {
 
     /// Every block's part of rows of `width` elements.
     fn parts<'a>(&self, mut rows: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
-        let mut part = |block: &Block| rows.split_off_mut(..block.rows * width).unwrap_or_default();
+        let part = |block: &Block| rows.split_off_mut(..block.rows * width).unwrap_or_default();
         self.blocks.iter().map(part).collect()
     }
 }
