@@ -189,7 +189,8 @@ fn how(name: &str, args: &PeersArgs) -> Result<Start> {
         let beside = std::env::current_exe().context("the path of this program")?;
         let file = format!("molora-peers{}", std::env::consts::EXE_SUFFIX);
         let program = beside.with_file_name(file);
-        let needs = vec![(program.clone(), "build it with `cargo build --release -p molora-peers`".into())];
+        let build = "build it beside this program: benches/peers/README.md has the command";
+        let needs = vec![(program.clone(), build.into())];
         return Ok(Start { name: name.into(), program, arguments: vec![name.into()], needs });
     }
     let folder = if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" };
