@@ -215,7 +215,7 @@ mod tests {
         let cases: Vec<String> = all(Extent::All, &[]).iter().map(Case::to_string).collect();
         let has = |part: &str| assert!(cases.iter().any(|case| case.contains(part)), "no case has {part}");
         let tokens = ["t1_", "t8_", "t16_", "t64_", "t256_", "t1024_", "t4096_"];
-        let routings = ["identical", "distinct", "uniform", "zipf1.5", "skewed", "with_gaps", "r8+16+64"];
+        let routings = ["identical", "distinct", "uniform", "zipf1.5", "skewed", "with_gaps", "r8-16-64"];
         let experts = ["e36_", "e48_", "e64_", "e128_", "e166_", "e256_", "e1024_"];
         let rest = ["r4_", "r6_", "r8_", "r16_", "r64_", "r128_", "i11008", "o11008", "o5504", "f16", "bf16"];
         [&tokens[..], &routings, &experts, &rest].concat().into_iter().for_each(has);

@@ -19,7 +19,15 @@ fn a_quick_run_is_judged_by_its_ceilings() {
     let args = BenchArgs { out: Some(out.clone()), ..quick(&[Op::Shrink, Op::Delta]) };
     let mut texts = Vec::new();
     let record = measure(&args, |text| texts.push(text)).unwrap();
-    assert!(Record::read(&out).unwrap() == record && !out.with_added_extension("part").exists());
+    let kept = Record::read(&out).unwrap();
+    assert!(!out.with_added_extension("part").exists());
+    assert_eq!((&kept.machine, kept.ceilings.len()), (&record.machine, record.ceilings.len()));
+    assert_eq!(kept.lines.len(), record.lines.len());
+    for (kept, line) in kept.lines.iter().zip(&record.lines) {
+        assert_eq!((&kept.case, &kept.series, kept.samples), (&line.case, &line.series, line.samples));
+        // The last bit of a number may change on its way through text.
+        assert!((kept.latency_us_median / line.latency_us_median - 1.0).abs() < 1e-12, "{line}");
+    }
     assert_eq!(record.ceilings.len(), 3, "one an element type");
     let cases = args.cases().unwrap();
     assert_eq!(cases.iter().filter(|case| case.op == Op::Shrink).count(), 2);
