@@ -7,6 +7,7 @@ use molora::ops::base;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// Every adapter that has a pipeline cache; says so where there is none, and fails where `MOLORA_REQUIRE` names one.
 fn adapters() -> Vec<wgpu::Adapter> {
@@ -44,6 +45,17 @@ fn only_file(folder: &Path) -> PathBuf {
     let files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "one file, and no other beside it: {files:?}");
     files[0].clone()
+}
+
+/// A folder with a product's pipelines in its one file.
+fn kept(adapter: &wgpu::Adapter) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let wgpu = Wgpu::open(adapter).unwrap();
+    wgpu.use_cache(folder.path());
+    product(&wgpu);
+    wgpu.save_cache().unwrap();
+    let file = only_file(folder.path());
+    (folder, file)
 }
 
 /// Why a cache in this folder began empty; the device works all the same, and mends the file.
@@ -93,12 +105,7 @@ fn a_second_device_begins_with_what_the_first_compiled() {
 #[test]
 fn damaged_and_foreign_files_are_ignored_with_a_reason() {
     for adapter in adapters() {
-        let folder = tempfile::tempdir().unwrap();
-        let wgpu = Wgpu::open(&adapter).unwrap();
-        wgpu.use_cache(folder.path());
-        product(&wgpu);
-        wgpu.save_cache().unwrap();
-        let file = only_file(folder.path());
+        let (folder, file) = kept(&adapter);
         let kept = std::fs::read(&file).unwrap();
         let says = |content: &[u8], what: &str| {
             std::fs::write(&file, content).unwrap();
@@ -137,12 +144,7 @@ fn damaged_and_foreign_files_are_ignored_with_a_reason() {
 fn a_file_that_others_may_write_is_ignored() {
     use std::os::unix::fs::PermissionsExt;
     for adapter in adapters() {
-        let folder = tempfile::tempdir().unwrap();
-        let wgpu = Wgpu::open(&adapter).unwrap();
-        wgpu.use_cache(folder.path());
-        product(&wgpu);
-        wgpu.save_cache().unwrap();
-        let file = only_file(folder.path());
+        let (folder, file) = kept(&adapter);
         let mode = |file: &Path| std::fs::metadata(file).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&file), 0o600);
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
@@ -162,13 +164,7 @@ fn an_engines_device_has_a_cache_where_its_feature_is_on() {
         for on in [false, true] {
             let required_features = if on { wgpu::Features::PIPELINE_CACHE } else { wgpu::Features::empty() };
             let descriptor = wgpu::DeviceDescriptor { required_features, ..Default::default() };
-            let mut made = std::pin::pin!(adapter.request_device(&descriptor));
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            let (device, queue) = loop {
-                if let std::task::Poll::Ready(made) = made.as_mut().poll(&mut context) {
-                    break made.unwrap();
-                }
-            };
+            let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
             let wgpu = Wgpu::from_device(adapter.get_info(), device, queue);
             let folder = tempfile::tempdir().unwrap();
             let state = wgpu.use_cache(folder.path());

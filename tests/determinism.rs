@@ -8,7 +8,7 @@ use molora::ops::route::Weighting;
 use molora_check::case::{Scores, Scoring};
 use molora_check::guarded::Guarded;
 use molora_check::subject::CpuSubject;
-use molora_check::{Case, Inputs, Op, Routing, Subject, subjects};
+use molora_check::{Case, Inputs, Op, Outcome, Routing, Subject, check, subjects};
 
 /// Ranks of one pool.
 const MIXED: [usize; 6] = [1, 4, 17, 33, 8, 6];
@@ -74,6 +74,34 @@ fn two_runs_give_the_same_bits() {
                     let inputs = Inputs::new(&case);
                     let first = bits(subject.as_ref(), &inputs);
                     assert_eq!(first, bits(subject.as_ref(), &inputs), "{}", case.label(subject.kind()));
+                }
+            }
+        }
+    }
+}
+
+/// Rows and columns of many tasks, rows of one adapter beyond a task, and products so few that they are cut inside.
+#[test]
+fn threads_change_no_bits_on_the_cpu() {
+    let one = CpuSubject::with_threads(1).unwrap();
+    for op in [Op::Shrink, Op::Expand, Op::Delta, Op::Fused] {
+        for (routing, tokens) in [
+            (Routing::WithGaps, 600),
+            (Routing::Repeated, 600),
+            (Routing::OneExpert, 70),
+            (Routing::Uniform, 2),
+        ] {
+            for element in [ElementType::F32, ElementType::F16] {
+                let case = case(op, element, Output::Sum);
+                let case = Case { tokens, routing, in_features: 1031, out_features: 300, ..case };
+                let label = case.label("cpu");
+                let outcome = check(&one, &case);
+                assert!(matches!(outcome, Outcome::Right(_)), "{label}: {outcome:?}");
+                let inputs = Inputs::new(&case);
+                let want = bits(&one, &inputs);
+                for threads in [2, 5] {
+                    let got = bits(&CpuSubject::with_threads(threads).unwrap(), &inputs);
+                    assert!(got == want, "{label}: {threads} threads");
                 }
             }
         }

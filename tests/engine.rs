@@ -239,13 +239,7 @@ fn the_engines_own_device_is_taken_as_it_is() {
     let own = wgpu();
     let adapter = Wgpu::adapters().into_iter().find(|a| a.get_info().name == own.info().name).unwrap();
     let request = adapter.request_device(&wgpu::DeviceDescriptor::default());
-    let mut request = std::pin::pin!(request);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let (device, queue) = loop {
-        if let std::task::Poll::Ready(ready) = request.as_mut().poll(&mut context) {
-            break ready.unwrap();
-        }
-    };
+    let (device, queue) = pollster::block_on(request).unwrap();
     let wgpu = Wgpu::from_device(adapter.get_info(), device, queue);
     let x = values::<f32>(1, TOKENS * IN);
     let weight = values::<f32>(5, OUT * IN);

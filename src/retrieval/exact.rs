@@ -91,7 +91,7 @@ impl Exact {
     /// The products of at most [`DOT_ROWS`] queries and rows of one block.
     fn products(&self, queries: &[&[f32]], rows: std::ops::Range<usize>, out: impl FnMut(usize, usize, f32)) {
         let (block, first) = (rows.start / BLOCK_ROWS, rows.start % BLOCK_ROWS);
-        let matrix = Matrix::rows(&self.blocks[block], self.stride);
+        let matrix = Matrix { data: &self.blocks[block][..], stride: self.stride };
         self.cpu.dot_tile(queries.len(), |m| queries[m], matrix, first..first + rows.len(), out);
     }
 

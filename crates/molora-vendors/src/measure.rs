@@ -5,6 +5,7 @@ use crate::figures::Figures;
 use crate::gpu::Gpu;
 use crate::{hook, list};
 use anyhow::{Context, Result, ensure};
+use pollster::block_on;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -46,7 +47,7 @@ pub fn run(gpu: &Gpu, what: &What) -> Result<()> {
     };
     hook::on_pipeline(Box::new(announce), what.left_out.clone());
     let instance = hook::instance()?;
-    let adapters = ready(instance.enumerate_adapters(wgpu::Backends::VULKAN));
+    let adapters = block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
     let names: Vec<String> = adapters.iter().map(|a| format!("{:?}", a.get_info())).collect();
     let adapter = adapters.first().with_context(|| format!("{}: no adapter", gpu.name))?;
     let info = adapter.get_info();
@@ -93,7 +94,7 @@ fn texts(adapter: &wgpu::Adapter, files: &[PathBuf]) -> Result<()> {
         experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
         ..Default::default()
     };
-    let (device, _queue) = ready(adapter.request_device(&descriptor))?;
+    let (device, _queue) = block_on(adapter.request_device(&descriptor))?;
     for file in files {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let source = wgpu::ShaderSource::Wgsl(text.into());
@@ -110,7 +111,7 @@ fn texts(adapter: &wgpu::Adapter, files: &[PathBuf]) -> Result<()> {
             compilation_options,
             cache: None,
         });
-        if let Some(error) = ready(scope.pop()) {
+        if let Some(error) = block_on(scope.pop()) {
             anyhow::bail!("{}: {error}", file.display());
         }
     }
@@ -119,15 +120,4 @@ fn texts(adapter: &wgpu::Adapter, files: &[PathBuf]) -> Result<()> {
 
 fn line(line: &Line) {
     println!("{}", serde_json::to_string(line).unwrap_or_default());
-}
-
-/// wgpu's futures are ready at the first polls on native targets.
-fn ready<F: std::future::Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-    }
 }

@@ -109,10 +109,6 @@ impl Extension {
             let (block, group_at) = (task % blocks, task / blocks);
             let own = rows * block / blocks..rows * (block + 1) / blocks;
             let columns = group_at * group..width.min((group_at + 1) * group);
-            let part = |row: usize| {
-                // SAFETY: rows lie at least their width apart, and every (row, column) is one task's.
-                unsafe { shared.part(row * stride + columns.start, columns.len()) }
-            };
             with_scratch(|[sums, _]| {
                 let count = columns.len();
                 // Sums of their own and not in y: rows of y lie so that they would meet in few places of a cache.
@@ -122,13 +118,11 @@ impl Extension {
                 // SAFETY: the sums are this task's.
                 unsafe { cpu.add_routes(pool, routes, columns.clone(), &place) };
                 for (row, sums) in own.clone().zip(sums.chunks(count)) {
-                    let next = if row + 1 < own.end {
-                        shared.pointer((row + 1) * stride + columns.start)
-                    } else {
-                        std::ptr::null_mut()
-                    };
                     if self.touched[row] || !accumulate {
-                        cpu.add_row(sums, part(row), accumulate, next);
+                        // SAFETY: rows lie at least their width apart, and every (row, column) is one task's.
+                        let part = unsafe { shared.part(row * stride + columns.start, count) };
+                        let next = part.as_ptr().wrapping_add(stride);
+                        cpu.add_row(sums, part, accumulate, next);
                     }
                 }
             });

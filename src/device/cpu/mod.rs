@@ -130,7 +130,7 @@ impl Cpu {
     }
 
     /// `c += sum of the terms` on this thread.
-    pub(crate) fn add_terms<B: Element>(&self, terms: Terms<B>, c: &mut [f32]) {
+    pub(crate) fn add_terms(&self, terms: Terms, c: &mut [f32]) {
         kernels::terms::add_terms(self.level, terms, c);
     }
 
@@ -174,12 +174,6 @@ impl<'a, T> SharedMut<'a, T> {
     /// Elements of the slice.
     pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Where an element lies, to be written where nobody else is.
-    pub(crate) fn pointer(&self, at: usize) -> *mut T {
-        assert!(at < self.len, "within the slice");
-        self.start.wrapping_add(at)
     }
 
     /// One part.

@@ -68,21 +68,6 @@ impl Cpu {
         x_row: impl Fn(usize, usize) -> usize + Sync,
         put: impl Fn(usize, usize, &[f32]) + Sync,
     ) {
-        match pool.slots().sizes().element {
-            ElementType::F32 => self.products_of::<f32>(pool, x, groups, x_row, put),
-            ElementType::F16 => self.products_of::<f16>(pool, x, groups, x_row, put),
-            ElementType::Bf16 => self.products_of::<bf16>(pool, x, groups, x_row, put),
-        }
-    }
-
-    fn products_of<A: Element>(
-        &self,
-        pool: &Pool,
-        x: &Wide,
-        groups: &[Group],
-        x_row: impl Fn(usize, usize) -> usize + Sync,
-        put: impl Fn(usize, usize, &[f32]) + Sync,
-    ) {
         let mut tasks = Vec::new();
         for (group, &Group { rows, .. }) in groups.iter().enumerate() {
             let parts = rows.div_ceil(ROWS);
@@ -94,8 +79,12 @@ impl Cpu {
         let run = |task: &Task, blocks: Range<usize>, out: &mut [f32], stride: usize| {
             let mut xs = [[].as_slice(); ROWS];
             xs.iter_mut().zip(task.rows.clone()).for_each(|(xs, i)| *xs = x.row(x_row(task.group, i)));
-            let a = pool.a::<A>(groups[task.group].slot);
-            rank_products(self.level, &xs[..task.rows.len()], a, blocks, out, stride);
+            let (xs, slot) = (&xs[..task.rows.len()], groups[task.group].slot);
+            match pool.slots().sizes().element {
+                ElementType::F32 => rank_products(self.level, xs, pool.a::<f32>(slot), blocks, out, stride),
+                ElementType::F16 => rank_products(self.level, xs, pool.a::<f16>(slot), blocks, out, stride),
+                ElementType::Bf16 => rank_products(self.level, xs, pool.a::<bf16>(slot), blocks, out, stride),
+            }
         };
         let rank = |task: &Task| pool.slots().slots()[groups[task.group].slot].rank as usize;
         let blocks = x.inner.div_ceil(BLOCK);

@@ -5,7 +5,8 @@
 //! driver, this library's version and its shaders. A seal finds accidents, not intent: on Unix a file that others may
 //! write is ignored too.
 
-use super::{Result, Wgpu, block_on};
+use super::{Result, Wgpu};
+use pollster::block_on;
 use sha2::{Digest, Sha256};
 use std::fs::OpenOptions;
 use std::io::Write;

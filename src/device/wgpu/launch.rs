@@ -335,7 +335,7 @@ impl Wgpu {
         }
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let made = self.compile(launch, launch.text(params));
-        if let Some(error) = super::block_on(scope.pop()) {
+        if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(self.failed(format!("{}: kernel refused: {error}", launch.entry)));
         }
         pipelines.insert(key, made.clone());

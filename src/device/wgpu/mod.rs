@@ -23,8 +23,8 @@ pub(crate) use plan::{CHUNK_TOKENS, MAX_TOP_K, SHAPE, TILE_ROWS};
 pub(crate) use text::{Access, Tensor};
 
 use crate::error::{Error, Result};
+use pollster::block_on;
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::{Arc, Mutex};
 
 /// A WebGPU device. Cheap to clone; clones share pipelines, and the status word unless asked otherwise.
@@ -304,16 +304,4 @@ pub(crate) fn padded_bytes<T: bytemuck::Pod>(values: &[T]) -> std::borrow::Cow<'
     let mut padded = bytes.to_vec();
     padded.resize(bytes.len().next_multiple_of(4), 0);
     padded.into()
-}
-
-/// wgpu's futures are ready at the first polls on native targets; no executor is needed.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        match future.as_mut().poll(&mut context) {
-            std::task::Poll::Ready(output) => return output,
-            std::task::Poll::Pending => std::thread::yield_now(),
-        }
-    }
 }

@@ -33,7 +33,7 @@ impl Cpu {
         for first in (0..tokens).step_by(TOKENS_AT_ONCE) {
             let count = TOKENS_AT_ONCE.min(tokens - first);
             let row = |t: usize| &x[(first + t) * x_stride..][..in_features];
-            let a = Matrix::rows(attention.a(), in_features);
+            let a = Matrix { data: attention.a(), stride: in_features };
             self.dot_rows((count, rank), row, a, (&mut q, rank), |_, _, v| v * scale);
             self.each(count, |t| {
                 let n = (first + t) * top_k;

@@ -177,8 +177,7 @@ impl<X: Element> Call<'_, X> {
                 for t in 0..sizes.tokens {
                     let list = &lists[starts[t]..starts[t + 1]];
                     sum.fill(0.0);
-                    self.cpu
-                        .add_terms(Terms { list, rows: (&*rows).into(), stride: count, column: 0 }, &mut sum);
+                    self.cpu.add_terms(Terms { list, rows, stride: count }, &mut sum);
                     // SAFETY: rows lie at least their width apart, and every (token, column) is one task's.
                     let y = unsafe { place.part(t * sizes.y_stride + columns.start, count) };
                     self.cpu.store_row(&sum, None, y);

@@ -45,6 +45,11 @@ impl CpuSubject {
         Ok(Self { cpu: Cpu::new()?, one_form: false })
     }
 
+    /// With so many threads.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        Ok(Self { cpu: Cpu::with_threads(threads)?, one_form: false })
+    }
+
     fn ready<'a>(&self, inputs: &'a Inputs) -> Result<Ready<'a>> {
         let form = if self.one_form { Some(self.form(&inputs.case)?) } else { inputs.case.form };
         Ready::new(&self.cpu, inputs, form)

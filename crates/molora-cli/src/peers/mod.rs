@@ -7,14 +7,16 @@ mod report;
 mod rounds;
 mod stats;
 
+use crate::fetch::cache_base;
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use limits::Limits;
 use molora_check::contest::{Case, cases, judge};
 use molora_check::machine;
 use molora_check::record::{FORMAT, Line, Machine, Record};
+use molora_check::report::OURS;
 use process::{Process, Start};
-use rounds::{Entry, OURS};
+use rounds::Entry;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -73,7 +75,7 @@ pub fn run(args: &PeersArgs) -> Result<ExitCode> {
     check(args, &cases)?;
     let data = match &args.data {
         Some(data) => data.clone(),
-        None => cache()?,
+        None => cache_base().context("no place for the inputs: say --data")?.join("peers"),
     };
     std::fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
     // Contenders that run elsewhere read it too.
@@ -202,11 +204,4 @@ fn how(name: &str, args: &PeersArgs) -> Result<Start> {
         vec![(program.clone(), setup), (script.clone(), "run in the repository, or say --scripts".into())];
     let arguments = vec![script.display().to_string(), name.into()];
     Ok(Start { name: name.into(), program, arguments, needs })
-}
-
-fn cache() -> Result<PathBuf> {
-    let named = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = named("XDG_CACHE_HOME").or_else(|| named("HOME").map(|home| home.join(".cache")));
-    let base = base.or_else(|| named("LOCALAPPDATA"));
-    Ok(base.context("no place for the inputs: say --data")?.join("molora").join("peers"))
 }

@@ -6,6 +6,7 @@ use super::stats::Sorted;
 use indicatif::ProgressBar;
 use molora_check::contest::Case;
 use molora_check::contest::judge::{self, Bits, bits};
+use molora_check::report::OURS;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -87,9 +88,6 @@ impl Entry {
         bits(&self.variant) == Bits::F32
     }
 }
-
-/// The library's own choice of each operation.
-pub const OURS: &str = "molora";
 
 fn name(who: &str, op: &str, variant: &str) -> String {
     let own = matches!((op, variant), ("base", "packed") | ("lora", "delta") | ("ggemm", "grouped"))

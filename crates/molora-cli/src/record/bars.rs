@@ -3,9 +3,10 @@
 use super::axis::{Axis, label};
 use super::canvas::{Anchor, Canvas, Frame, GREY, PALE, colour, width};
 use super::roofline::fitted;
-use super::series::{OURS, Other, beside, others, ours};
+use super::series::{Other, beside, others, ours};
 use anyhow::Result;
 use molora_check::record::{Line, Record};
+use molora_check::report::OURS;
 use plotters::style::BLACK;
 
 /// Above this, lengths in proportion would hide what is small: the axis is logarithmic.

@@ -1,7 +1,8 @@
 //! Two records side by side: which lines became faster, which slower, and which differ by noise alone.
 
-use super::series::{OURS, is_sound, operation};
+use super::series::{is_sound, operation};
 use molora_check::record::{Line, Machine, Record};
+use molora_check::report::OURS;
 use serde::Serialize;
 use std::collections::BTreeMap;
 

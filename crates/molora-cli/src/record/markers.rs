@@ -97,9 +97,9 @@ fn renewed(file: &Path, records: &Path) -> Result<(String, String, Vec<String>)>
 
 #[cfg(test)]
 mod tests {
-    use super::super::series::OURS;
     use super::super::series::example::{line, record};
     use super::*;
+    use molora_check::report::OURS;
 
     const TEXT: &str = "# Title\n<!-- record:begin one -->\nold\n\n<!-- record:end -->\nbetween\n\
                         <!-- record:begin two/base -->\n<!-- record:end -->\nafter";

@@ -1,12 +1,12 @@
 //! Both pictures, judged by what a renderer makes of them.
 
 use super::png::parse;
-use super::series::OURS;
 use super::series::example::{line, ratio, record};
 use super::{SCALE, Unit, bars, png, roofline};
 use molora_check::Op;
 use molora_check::named::{Extent, named};
 use molora_check::record::{Ceiling, Line, Record};
+use molora_check::report::OURS;
 use molora_check::report::Work;
 use resvg::tiny_skia::{Pixmap, Rect};
 use resvg::usvg::{Group, Node, roxmltree};

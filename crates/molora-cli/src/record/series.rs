@@ -1,9 +1,8 @@
 //! What other series took beside ours, case by case: the common ground of the table and of the bars.
 
 use molora_check::record::{Line, Record};
+use molora_check::report::OURS;
 
-/// Our own series.
-pub const OURS: &str = "molora";
 /// The definition is an oracle that nobody would use instead: it has no place beside us.
 const DEFINITION: &str = "definition";
 

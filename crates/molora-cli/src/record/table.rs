@@ -119,9 +119,9 @@ fn ratio(other: &Other) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::series::OURS;
     use super::super::series::example::{line, ratio, record};
     use super::*;
+    use molora_check::report::OURS;
 
     fn full() -> Record {
         let mut layer = line("layer/cpu/f32/t8", OURS, 123.4);

@@ -1,31 +1,23 @@
 //! Rows times rows: what is neither packed nor an adapter's.
 
 use super::{Kernel, run};
-use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 use std::ops::Range;
 
-/// Elements of the inner dimension that a block of a [`Matrix`] has: its rows of one tile stay in the first-level cache.
-pub(crate) const INNER: usize = 256;
+/// Elements of the inner dimension in a block: what a tile has of it stays in the first-level cache, and the next block is
+/// asked for meanwhile.
+const INNER: usize = 256;
 
 /// Blocks whose products stay in registers together: adding up lanes costs as much as some 100 multiply-adds, and more of x
 /// than this would not stay in the first-level cache.
 const SPAN: usize = 4;
 
-/// Rows cut into blocks of [`INNER`] elements: block b of row r starts at `r * row + b * block`.
+/// Rows of one length, one every `stride` elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, W> {
-    pub(crate) data: Span<'a, W>,
-    pub(crate) row: usize,
-    pub(crate) block: usize,
-}
-
-impl<'a, W> Matrix<'a, W> {
-    /// Whole rows, one every `row` elements.
-    pub(crate) fn rows(data: &'a [W], row: usize) -> Self {
-        Self { data: data.into(), row, block: INNER }
-    }
+    pub(crate) data: &'a [W],
+    pub(crate) stride: usize,
 }
 
 /// `out[m * rows.len() + n] = <xs[m], w[rows.start + n]>`; all rows have the length of those of x.
@@ -45,8 +37,7 @@ pub(crate) fn dot_rows<X: Element, W: Element>(
     if out.is_empty() || k == 0 {
         return;
     }
-    let last = (k - 1) / INNER;
-    let end = (rows.end - 1) * w.row + last * w.block + (k - last * INNER);
+    let end = (rows.end - 1) * w.stride + k;
     assert!(xs.iter().all(|x| x.len() == k) && end <= w.data.len(), "rows of one length");
     // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
     unsafe { run(level, Dots { k, xs, w, rows, out }) }
@@ -80,11 +71,10 @@ impl<X: Element, W: Element> Kernel for Dots<'_, X, W> {
                 while n < columns {
                     // SAFETY: the tile's rows are within both operands, by `dot_rows`' assertions.
                     n += unsafe {
-                        let start = w.data.as_ptr().add((rows.start + n) * w.row + first / INNER * w.block);
+                        let start = w.data.as_ptr().add((rows.start + n) * w.stride + first);
                         // The first rows bring the matrix, the others find it in a cache.
                         let (k, ahead) = ((SPAN * INNER).min(k - first), m == 0);
-                        let tile =
-                            Tile { k, xs: &xs[m..], first, w: start, row: w.row, block: w.block, ahead };
+                        let tile = Tile { k, xs: &xs[m..], first, w: start, stride: w.stride, ahead };
                         let out = &mut out[m * columns + n..];
                         let wide = if S::ROWS * S::VECTORS >= 6 * 4 { 4 } else { 2 };
                         match (height, columns - n >= wide) {
@@ -114,8 +104,7 @@ struct Tile<'a, X, W> {
     xs: &'a [&'a [X]],
     first: usize,
     w: *const W,
-    row: usize,
-    block: usize,
+    stride: usize,
     ahead: bool,
 }
 
@@ -131,7 +120,7 @@ impl<X: Element, W: Element> Tile<'_, X, W> {
                 x[m] = self.xs[m].as_ptr().add(self.first);
             }
             for n in 0..N {
-                w[n] = w[n].add(n * self.row);
+                w[n] = w[n].add(n * self.stride);
             }
             let mut left = self.k;
             while left > 0 {
@@ -143,7 +132,7 @@ impl<X: Element, W: Element> Tile<'_, X, W> {
                     let bytes = S::LANES * size_of::<W>();
                     if self.ahead && (bytes > 16 || (i * size_of::<W>()).is_multiple_of(64)) {
                         for n in 0..N {
-                            S::prefetch(w[n].wrapping_add(i + self.block).cast());
+                            S::prefetch(w[n].wrapping_add(i + INNER).cast());
                         }
                     }
                     let mut columns = [S::splat(0.0); N];
@@ -167,12 +156,8 @@ impl<X: Element, W: Element> Tile<'_, X, W> {
                         }
                     }
                 }
-                for m in 0..M {
-                    x[m] = x[m].wrapping_add(count);
-                }
-                for n in 0..N {
-                    w[n] = w[n].wrapping_add(self.block);
-                }
+                x = x.map(|x| x.wrapping_add(count));
+                w = w.map(|w| w.wrapping_add(count));
                 left -= count;
             }
             for m in 0..M {

@@ -1,44 +1,41 @@
 //! Weighted sums of rows, and the one rounding to y.
 
 use super::{Kernel, run};
-use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 
 /// Rows of one matrix with their factors.
 #[derive(Clone, Copy)]
-pub(crate) struct Terms<'a, B> {
+pub(crate) struct Terms<'a> {
     /// Factor and row.
     pub(crate) list: &'a [(f32, u32)],
     /// The matrix, `stride` elements from one row to the next.
-    pub(crate) rows: Span<'a, B>,
+    pub(crate) rows: &'a [f32],
     pub(crate) stride: usize,
-    /// First column that counts.
-    pub(crate) column: usize,
 }
 
-/// `c[j] += sum over the terms of factor * rows[row][column + j]`.
+/// `c[j] += sum over the terms of factor * rows[row][j]`.
 ///
 /// Every fourth term goes to one of four sums from zero, in their order, for every column alike.
-pub(crate) fn add_terms<B: Element>(level: Level, terms: Terms<B>, c: &mut [f32]) {
+pub(crate) fn add_terms(level: Level, terms: Terms, c: &mut [f32]) {
     let Some(last) = terms.list.iter().map(|term| term.1).max() else { return };
-    assert!(terms.rows.len() >= last as usize * terms.stride + terms.column + c.len(), "rows as long as c");
+    assert!(terms.rows.len() >= last as usize * terms.stride + c.len(), "rows as long as c");
     // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
     unsafe { run(level, AddTerms { terms, c }) }
 }
 
-struct AddTerms<'a, B> {
-    terms: Terms<'a, B>,
+struct AddTerms<'a> {
+    terms: Terms<'a>,
     c: &'a mut [f32],
 }
 
-impl<B: Element> Kernel for AddTerms<'_, B> {
+impl Kernel for AddTerms<'_> {
     /// Four vectors of columns at a time stay in registers over all terms.
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         const VECTORS: usize = 4;
         let mut column = 0;
-        // SAFETY: columns stay below c's length, which every row has behind its first column.
+        // SAFETY: columns stay below c's length, which no row is shorter than.
         unsafe {
             while self.c.len() - column >= VECTORS * S::LANES {
                 self.add_columns::<S, VECTORS>(column, S::LANES);
@@ -52,28 +49,28 @@ impl<B: Element> Kernel for AddTerms<'_, B> {
     }
 }
 
-impl<B: Element> AddTerms<'_, B> {
+impl AddTerms<'_> {
     /// N vectors of columns, or `count` columns where N is 1: four chains of sums, one for every fourth term, so that a
     /// sum does not wait for the one before it.
     #[inline(always)]
     unsafe fn add_columns<S: Simd, const N: usize>(&mut self, column: usize, count: usize) {
-        let Terms { list, rows, stride, .. } = self.terms;
+        let Terms { list, rows, stride } = self.terms;
         let whole = count == S::LANES;
         // SAFETY: the columns are within every row and within c, by the caller's promise.
         unsafe {
-            let first = rows.as_ptr().add(self.terms.column + column);
+            let first = rows.as_ptr().add(column);
             let mut chains = [[S::splat(0.0); N]; 4];
             let (fours, rest) = list.as_chunks::<4>();
             for four in fours {
                 for i in 0..4 {
                     let row = first.add(four[i].1 as usize * stride);
-                    add_row::<S, B, N>(four[i].0, row, count, &mut chains[i]);
+                    add_row::<S, N>(four[i].0, row, count, &mut chains[i]);
                 }
             }
             for i in 0..3 {
                 if i < rest.len() {
                     let row = first.add(rest[i].1 as usize * stride);
-                    add_row::<S, B, N>(rest[i].0, row, count, &mut chains[i]);
+                    add_row::<S, N>(rest[i].0, row, count, &mut chains[i]);
                 }
             }
             let [a, b, c, d] = chains;
@@ -92,18 +89,13 @@ impl<B: Element> AddTerms<'_, B> {
 
 /// `sums += factor * row`, whole vectors where `count` is a vector's.
 #[inline(always)]
-unsafe fn add_row<S: Simd, B: Element, const N: usize>(
-    factor: f32,
-    row: *const B,
-    count: usize,
-    sums: &mut [S::V; N],
-) {
+unsafe fn add_row<S: Simd, const N: usize>(factor: f32, row: *const f32, count: usize, sums: &mut [S::V; N]) {
     // SAFETY: passed on.
     unsafe {
         let factor = S::splat(factor);
         for (n, sum) in sums.iter_mut().enumerate() {
             let from = row.add(n * S::LANES);
-            let b = if N > 1 || count == S::LANES { S::load(from) } else { S::load_part(from, count) };
+            let b = if N > 1 || count == S::LANES { S::load_f32(from) } else { S::load_part(from, count) };
             *sum = S::fma(factor, b, *sum);
         }
     }
