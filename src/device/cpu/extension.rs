@@ -1,7 +1,7 @@
 //! The experts' part of a product: every adapter's routes in tiles, with their rows of h scaled, slice by slice.
 
-use super::kernels::routes::{Panel, Place, ROUTES, Routes, Tile};
-use super::{Cpu, Pool, SharedMut, Sums, with_scratch};
+use super::kernels::routes::{Adapter, Panel, Place, ROUTES, Routes, Tile};
+use super::{B_COLUMNS, Cpu, Pool, SharedMut, Sums, with_scratch};
 use crate::adapter::slots::{Slot, Slots};
 use crate::element::{Element, ElementType};
 use half::{bf16, f16};
@@ -97,12 +97,11 @@ impl Extension {
     ) {
         let rows = self.touched.len();
         let routes = &self.slices[0];
-        let adapters = routes.tiles.iter().filter(|tile| tile.leads).count();
-        let at_once = (ROUTES_AT_ONCE * adapters * rows).div_ceil(routes.rows.len().max(1));
+        let at_once = (ROUTES_AT_ONCE * routes.adapters.len() * rows).div_ceil(routes.rows.len().max(1));
         let at_once = at_once.clamp(64, ROWS_AT_ONCE);
         let blocks = rows.div_ceil(at_once);
         let wanted = (TASKS_A_THREAD * cpu.threads()).div_ceil(blocks.max(1));
-        let group = width.div_ceil(wanted).min(SUMS / at_once).next_multiple_of(super::B_COLUMNS);
+        let group = width.div_ceil(wanted).min(SUMS / at_once).next_multiple_of(B_COLUMNS);
         let groups = width.div_ceil(group);
         let shared = SharedMut::new(y);
         cpu.each(groups * blocks, |task| {
@@ -110,19 +109,22 @@ impl Extension {
             let own = rows * block / blocks..rows * (block + 1) / blocks;
             let columns = group_at * group..width.min((group_at + 1) * group);
             with_scratch(|[sums, _]| {
-                let count = columns.len();
-                // Sums of their own and not in y: rows of y lie so that they would meet in few places of a cache.
-                let sums = sums.at_least(own.len() * count);
+                // Sums of their own, panel by panel: rows of y lie so that they would meet in few places of a cache.
+                let (count, panel) = (columns.len(), own.len() * B_COLUMNS);
+                let sums = sums.at_least(count.div_ceil(B_COLUMNS) * panel);
                 sums.fill(0.0);
-                let place = Place { start: sums.as_mut_ptr(), stride: count, rows: own.clone() };
-                // SAFETY: the sums are this task's.
-                unsafe { cpu.add_routes(pool, routes, columns.clone(), &place) };
-                for (row, sums) in own.clone().zip(sums.chunks(count)) {
+                for (sums, first) in sums.chunks_mut(panel).zip(columns.clone().step_by(B_COLUMNS)) {
+                    let columns = first..columns.end.min(first + B_COLUMNS);
+                    let place = Place { start: sums.as_mut_ptr(), stride: B_COLUMNS, rows: own.clone() };
+                    // SAFETY: the sums are this task's.
+                    unsafe { cpu.add_routes(pool, routes, columns, &place) };
+                }
+                for (row, first) in own.clone().zip((0..).step_by(B_COLUMNS)) {
                     if self.touched[row] || !accumulate {
                         // SAFETY: rows lie at least their width apart, and every (row, column) is one task's.
                         let part = unsafe { shared.part(row * stride + columns.start, count) };
                         let next = part.as_ptr().wrapping_add(stride);
-                        cpu.add_row(sums, part, accumulate, next);
+                        cpu.add_row(&sums[first..], panel, part, accumulate, next);
                     }
                 }
             });
@@ -139,7 +141,7 @@ impl Routes {
         let (rank, skip) = (part.rank as usize, (part.row - slot.row) as usize);
         // Tiles of nearly equal height, cut where a row comes again.
         let tiles = routes.len().div_ceil(ROUTES);
-        let mut leads = true;
+        let first_tile = self.tiles.len();
         for i in 0..tiles {
             let tile = &routes[routes.len() * i / tiles..routes.len() * (i + 1) / tiles];
             for tile in tile.chunk_by(|a, b| a.0 != b.0) {
@@ -148,11 +150,10 @@ impl Routes {
                 for r in skip..skip + rank {
                     self.h.extend(tile.iter().map(|(_, weight, h)| weight * part.scaling * h[r]));
                 }
-                let routes = first..self.rows.len();
-                self.tiles.push(Tile { b_row: part.row as usize, rank, routes, h, leads });
-                leads = false;
+                self.tiles.push(Tile { routes: first..self.rows.len(), h });
             }
         }
+        self.adapters.push(Adapter { b_row: part.row as usize, rank, tiles: first_tile..self.tiles.len() });
     }
 }
 
@@ -182,7 +183,7 @@ impl Cpu {
         let first = columns.start;
         for (own, b) in pool.b_panels::<B>(columns) {
             let start = place.start.wrapping_add(own.start - first);
-            let panel = Panel { b, column: own.start % super::B_COLUMNS, columns: own.len() };
+            let panel = Panel { b, column: own.start % B_COLUMNS, columns: own.len() };
             let place = Place { start, ..place.clone() };
             // SAFETY: passed on.
             unsafe { super::kernels::routes::add_routes(self.level, routes, panel, &place) };

@@ -139,9 +139,17 @@ impl Cpu {
         kernels::terms::store_row(self.level, c, bias, y);
     }
 
-    /// `y = c`, or `y + c` where it is added, rounded once, on this thread; asks for as much of what comes `next`.
-    pub(crate) fn add_row<Y: Element>(&self, c: &[f32], y: &mut [Y], accumulate: bool, next: *const Y) {
-        kernels::terms::add_to_row(self.level, c, y, accumulate, next);
+    /// `y = c`, or `y + c` where it is added, rounded once, on this thread; c lies in panels of [`B_COLUMNS`] columns, `panel`
+    /// elements apart. Asks for as much of what comes `next`.
+    pub(crate) fn add_row<Y: Element>(
+        &self,
+        c: &[f32],
+        panel: usize,
+        y: &mut [Y],
+        accumulate: bool,
+        next: *const Y,
+    ) {
+        kernels::terms::add_to_row(self.level, c, panel, y, accumulate, next);
     }
 
     /// `sqrt(variance + epsilon)` of a row, on this thread.

@@ -20,8 +20,11 @@ use std::ops::Range;
 /// summation for every number of rows.
 pub(crate) const BLOCK: usize = 128;
 
-/// Bytes ahead of A's stream.
+/// Bytes ahead of A's stream where only one tile reads it.
 const AHEAD: usize = 4096;
+
+/// Steps of k between two times at which a tile asks for what comes next.
+const STEPS: usize = 8;
 
 /// An adapter's A, `[inner, rank]`.
 #[derive(Clone, Copy)]
@@ -73,8 +76,10 @@ impl<A: Element> Kernel for Ranks<'_, A> {
         let Self { xs, a, blocks, out, stride } = self;
         let (vectors, most) = (a.rank.div_ceil(S::LANES), S::ROWS.min(8));
         let tiles = xs.len().div_ceil(most);
+        let rows_of = |tile: usize| xs.len() * tile / tiles..xs.len() * (tile + 1) / tiles;
         for block in blocks.clone() {
             let inner = block * BLOCK..a.inner.min((block + 1) * BLOCK);
+            let end = a.data.as_ptr().wrapping_add(inner.end * a.rank).cast::<u8>();
             let mut vector = 0;
             while vector < vectors {
                 // Few rows take A from memory: all of a line at once.
@@ -83,15 +88,35 @@ impl<A: Element> Kernel for Ranks<'_, A> {
                     2.. => 2,
                     _ => 1,
                 };
+                // The tiles of a block ask for an equal share of the next block of A each.
+                let lines = (STEPS * a.rank.min(wide * S::LANES) * size_of::<A>()).div_ceil(64 * tiles);
                 for tile in 0..tiles {
-                    let rows = xs.len() * tile / tiles..xs.len() * (tile + 1) / tiles;
+                    let rows = rows_of(tile);
+                    let part = ((vector * S::LANES * BLOCK * size_of::<A>()) / 64
+                        + tile * lines * (BLOCK / STEPS))
+                        * 64;
+                    let (next_x, next_k) = match tile + 1 {
+                        _ if vector > 0 => (0..0, 0),
+                        next if next < tiles => (rows_of(next), inner.start),
+                        _ => (rows_of(0), inner.end),
+                    };
                     let tile = Tile {
                         xs: &xs[rows.clone()],
                         a,
                         inner: inner.clone(),
                         first: vector * S::LANES,
-                        // The first rows bring A, the others find it in a cache.
-                        ahead: tile == 0 && vector == 0,
+                        next_a: if tiles == 1 && vectors <= wide {
+                            a.data
+                                .as_ptr()
+                                .wrapping_add(inner.start * a.rank)
+                                .cast::<u8>()
+                                .wrapping_add(AHEAD)
+                        } else {
+                            end.wrapping_add(part)
+                        },
+                        lines,
+                        next_x: &xs[next_x],
+                        next_k,
                         add: block > blocks.start,
                         // SAFETY: within `out` by `rank_products`' assertion.
                         out: unsafe { out.add(rows.start * stride + vector * S::LANES) },
@@ -119,7 +144,12 @@ struct Tile<'a, A> {
     inner: Range<usize>,
     /// First rank.
     first: usize,
-    ahead: bool,
+    /// What comes next of A, and how many lines of it are asked for at a time.
+    next_a: *const u8,
+    lines: usize,
+    /// The rows that come next, and from which k on.
+    next_x: &'a [&'a [f32]],
+    next_k: usize,
     add: bool,
     out: *mut f32,
     stride: usize,
@@ -160,19 +190,24 @@ impl<A: Element> Tile<'_, A> {
             let whole = whole.clamp(self.inner.start, self.inner.end);
             let mut k = self.inner.start;
             let mut a = data.as_ptr().add(k * rank + self.first);
-            let lines = (8 * rank * size_of::<A>()).div_ceil(64);
-            while k + 8 <= whole {
-                if self.ahead {
-                    let next = a.cast::<u8>().wrapping_add(AHEAD);
-                    for line in 0..lines {
-                        S::prefetch(next.wrapping_add(64 * line));
-                    }
+            let (mut next_a, mut next_k) = (self.next_a, self.next_k);
+            while k + STEPS <= whole {
+                for _ in 0..self.lines {
+                    S::prefetch(next_a);
+                    next_a = next_a.wrapping_add(64);
                 }
-                for i in k..k + 8 {
+                // A line has 16 elements of x: every other time.
+                if k % (2 * STEPS) == 0 {
+                    for x in self.next_x {
+                        S::prefetch(x.as_ptr().wrapping_add(next_k).cast());
+                    }
+                    next_k += 2 * STEPS;
+                }
+                for i in k..k + STEPS {
                     step::<S, A, M, N>(&x, i, a, &mut sums);
                     a = a.wrapping_add(rank);
                 }
-                k += 8;
+                k += STEPS;
             }
             while k < whole {
                 step::<S, A, M, N>(&x, k, a, &mut sums);

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A tile of 6 routes and 4 vectors has 24 multiply-adds for 10 loads. The rows of B of an adapter stay in the first-level
-//! cache from tile to tile; those of the panel that comes next are asked for on the way.
+//! cache from tile to tile, each of which asks for its share of the rows that the next adapter has.
 
 use super::{Kernel, run};
 use crate::device::cpu::pool::B_COLUMNS;
@@ -19,28 +19,36 @@ use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 use std::ops::Range;
 
+/// Bytes of B to read, at least, until what a tile asks for is needed.
+const AHEAD: usize = 16384;
+
 /// Most routes of a tile.
 pub(crate) const ROUTES: usize = 6;
+
+/// An adapter with routes.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    /// Its first row of B, and how many it has.
+    pub(crate) b_row: usize,
+    pub(crate) rank: usize,
+    pub(crate) tiles: Range<usize>,
+}
 
 /// Routes of one adapter.
 #[derive(Debug)]
 pub(crate) struct Tile {
-    /// The adapter's first row of B, and how many it has.
-    pub(crate) b_row: usize,
-    pub(crate) rank: usize,
     /// The routes' places in [`Routes::rows`], at most [`ROUTES`].
     pub(crate) routes: Range<usize>,
     /// Where `[rank, routes]` of [`Routes::h`] starts.
     pub(crate) h: usize,
-    /// Whether it is the adapter's first tile.
-    pub(crate) leads: bool,
 }
 
-/// Tiles of routes, adapter by adapter.
+/// Tiles of routes, adapter by adapter, the rows of each ascending.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
+    pub(crate) adapters: Vec<Adapter>,
     pub(crate) tiles: Vec<Tile>,
-    /// The row of every route; ascending and different within a tile.
+    /// The row of every route; different within a tile.
     pub(crate) rows: Vec<u32>,
     /// Rows of h with all their factors, k-major within a tile.
     pub(crate) h: Vec<f32>,
@@ -84,41 +92,70 @@ struct AddRoutes<'a, B> {
 impl<B: Element> Kernel for AddRoutes<'_, B> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for tile in &self.routes.tiles {
-            let rows = &self.routes.rows[tile.routes.clone()];
-            // Rows ascend: most tiles are all within the place, or all without.
-            let (mut first, mut end) = (0, rows.len());
-            while first < end && (rows[first] as usize) < self.place.rows.start {
-                first += 1;
-            }
-            while first < end && (rows[end - 1] as usize) >= self.place.rows.end {
-                end -= 1;
-            }
-            // SAFETY: passed on.
-            unsafe {
-                match end - first {
-                    0 => (),
-                    1 => self.tile::<S, 1>(tile, first),
-                    2 => self.tile::<S, 2>(tile, first),
-                    3 => self.tile::<S, 3>(tile, first),
-                    4 => self.tile::<S, 4>(tile, first),
-                    5 => self.tile::<S, 5>(tile, first),
-                    _ => self.tile::<S, 6>(tile, first),
+        let Routes { adapters, tiles, rows, .. } = self.routes;
+        let (place, b) = (&self.place.rows, self.panel.b);
+        for (i, adapter) in adapters.iter().enumerate() {
+            // Rows ascend: the tiles that have some of the place are neighbours.
+            let tiles = &tiles[adapter.tiles.clone()];
+            let start = tiles.partition_point(|tile| (rows[tile.routes.end - 1] as usize) < place.start);
+            let tiles = &tiles[start..];
+            let tiles =
+                &tiles[..tiles.partition_point(|tile| (rows[tile.routes.start] as usize) < place.end)];
+            // After the last adapter comes the first one in the next panel.
+            let row_bytes = B_COLUMNS * size_of::<B>();
+            let next = i + AHEAD.div_ceil(adapter.rank * row_bytes);
+            let (further, next) = (next / adapters.len(), &adapters[next % adapters.len()]);
+            let next_row = b.as_ptr().wrapping_add(further * b.len() + next.b_row * B_COLUMNS).cast::<u8>();
+            let lines = next.rank * row_bytes / 64;
+            for (t, tile) in tiles.iter().enumerate() {
+                let own = &rows[tile.routes.clone()];
+                let first = own.partition_point(|&row| (row as usize) < place.start);
+                let end = own.partition_point(|&row| (row as usize) < place.end);
+                let (from, to) = (lines * t / tiles.len(), lines * (t + 1) / tiles.len());
+                let ahead = Ahead {
+                    line: next_row.wrapping_add(64 * from),
+                    a_rank: (to - from).div_ceil(adapter.rank),
+                };
+                // SAFETY: passed on.
+                unsafe {
+                    match end - first {
+                        0 => (),
+                        1 => self.tile::<S, 1>(adapter, tile, first, ahead),
+                        2 => self.tile::<S, 2>(adapter, tile, first, ahead),
+                        3 => self.tile::<S, 3>(adapter, tile, first, ahead),
+                        4 => self.tile::<S, 4>(adapter, tile, first, ahead),
+                        5 => self.tile::<S, 5>(adapter, tile, first, ahead),
+                        _ => self.tile::<S, 6>(adapter, tile, first, ahead),
+                    }
                 }
             }
         }
     }
 }
 
+/// What a tile asks for while it works.
+#[derive(Clone, Copy)]
+struct Ahead {
+    line: *const u8,
+    /// Lines at every rank.
+    a_rank: usize,
+}
+
 impl<B: Element> AddRoutes<'_, B> {
     /// M routes of a tile from the `first` on.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize>(&self, tile: &Tile, first: usize) {
+    unsafe fn tile<S: Simd, const M: usize>(
+        &self,
+        adapter: &Adapter,
+        tile: &Tile,
+        first: usize,
+        ahead: Ahead,
+    ) {
         let rows = &self.routes.rows[tile.routes.clone()][first..first + M];
-        let h_stride = tile.routes.len();
-        let h = &self.routes.h[tile.h..tile.h + tile.rank * h_stride];
+        let (h_stride, &Adapter { b_row, rank, .. }) = (tile.routes.len(), adapter);
+        let h = &self.routes.h[tile.h..tile.h + rank * h_stride];
         let Panel { b, column, columns } = self.panel;
-        assert!((tile.b_row + tile.rank) * B_COLUMNS <= b.len(), "rows within the panel");
+        assert!((b_row + rank) * B_COLUMNS <= b.len(), "rows within the panel");
         let mut c = [self.place.start; M];
         for m in 0..M {
             c[m] = c[m].wrapping_add((rows[m] as usize - self.place.rows.start) * self.place.stride);
@@ -128,9 +165,9 @@ impl<B: Element> AddRoutes<'_, B> {
             let mut strip = Strip {
                 h: h.as_ptr().add(first),
                 h_stride,
-                b: b.as_ptr().add(tile.b_row * B_COLUMNS + column),
-                rank: tile.rank,
-                next: if tile.leads { b.len() } else { 0 },
+                b: b.as_ptr().add(b_row * B_COLUMNS + column),
+                rank,
+                ahead,
                 c,
             };
             let mut left = columns;
@@ -146,6 +183,7 @@ impl<B: Element> AddRoutes<'_, B> {
                     1
                 };
                 left = left.saturating_sub(vectors * S::LANES);
+                strip.ahead.a_rank = 0;
                 strip.b = strip.b.wrapping_add(vectors * S::LANES);
                 for m in 0..M {
                     strip.c[m] = strip.c[m].wrapping_add(vectors * S::LANES);
@@ -161,8 +199,7 @@ struct Strip<B, const M: usize> {
     h_stride: usize,
     b: *const B,
     rank: usize,
-    /// Elements to the panel that is read next, where it is asked for.
-    next: usize,
+    ahead: Ahead,
     c: [*mut f32; M],
 }
 
@@ -174,17 +211,11 @@ impl<B: Element, const M: usize> Strip<B, M> {
         // SAFETY: `rank` rows of B and of h, and `count` columns of M rows of c, by the caller's promise.
         unsafe {
             let mut sums = [[S::splat(0.0); N]; M];
-            let (mut h, mut b) = (self.h, self.b);
+            let (mut h, mut b, mut ahead) = (self.h, self.b, self.ahead.line);
             for _ in 0..self.rank {
-                if self.next > 0 {
-                    for n in 0..N {
-                        // Short vectors share a line.
-                        if S::LANES * size_of::<B>() > 16
-                            || (n * S::LANES * size_of::<B>()).is_multiple_of(64)
-                        {
-                            S::prefetch(b.wrapping_add(self.next + n * S::LANES).cast());
-                        }
-                    }
+                for _ in 0..self.ahead.a_rank {
+                    S::prefetch(ahead);
+                    ahead = ahead.wrapping_add(64);
                 }
                 let mut columns = [S::splat(0.0); N];
                 for n in 0..N {

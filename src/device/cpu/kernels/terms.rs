@@ -1,6 +1,7 @@
 //! Weighted sums of rows, and the one rounding to y.
 
 use super::{Kernel, run};
+use crate::device::cpu::pool::B_COLUMNS;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 
@@ -101,15 +102,25 @@ unsafe fn add_row<S: Simd, const N: usize>(factor: f32, row: *const f32, count: 
     }
 }
 
-/// `y[j] = c[j]`, or `y[j] + c[j]` where it is added, rounded once; asks for as many elements of what comes `next`.
-pub(crate) fn add_to_row<Y: Element>(level: Level, c: &[f32], y: &mut [Y], accumulate: bool, next: *const Y) {
-    assert!(c.len() == y.len(), "rows of one length");
+/// `y[j] = c[j]`, or `y[j] + c[j]` where it is added, rounded once; c lies in panels of [`B_COLUMNS`] columns, `panel` elements
+/// apart. Asks for as many elements of what comes `next`.
+pub(crate) fn add_to_row<Y: Element>(
+    level: Level,
+    c: &[f32],
+    panel: usize,
+    y: &mut [Y],
+    accumulate: bool,
+    next: *const Y,
+) {
+    let Some(last) = y.len().checked_sub(1) else { return };
+    assert!(last / B_COLUMNS * panel + last % B_COLUMNS < c.len(), "a sum for every element");
     // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
-    unsafe { run(level, AddRow { c, y, accumulate, next }) }
+    unsafe { run(level, AddRow { c, panel, y, accumulate, next }) }
 }
 
 struct AddRow<'a, Y> {
     c: &'a [f32],
+    panel: usize,
     y: &'a mut [Y],
     accumulate: bool,
     next: *const Y,
@@ -118,12 +129,14 @@ struct AddRow<'a, Y> {
 impl<Y: Element> Kernel for AddRow<'_, Y> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for column in (0..self.c.len()).step_by(S::LANES) {
-            let count = S::LANES.min(self.c.len() - column);
-            // SAFETY: `count` columns of both slices; whole vectors where they are LANES. A prefetch never faults.
+        for column in (0..self.y.len()).step_by(S::LANES) {
+            let count = S::LANES.min(self.y.len() - column);
+            // SAFETY: `count` columns of both slices, a vector's all in one panel; whole vectors where they are LANES. A
+            // prefetch never faults.
             unsafe {
                 S::prefetch(self.next.wrapping_add(column).cast());
-                let (c, y) = (self.c.as_ptr().add(column), self.y.as_mut_ptr().add(column));
+                let c = self.c.as_ptr().add(column / B_COLUMNS * self.panel + column % B_COLUMNS);
+                let y = self.y.as_mut_ptr().add(column);
                 let whole = count == S::LANES;
                 let mut sum = if whole { S::load_f32(c) } else { S::load_part(c, count) };
                 if self.accumulate {

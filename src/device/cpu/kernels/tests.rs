@@ -3,7 +3,7 @@
 use super::dot::{Matrix, dot_rows};
 use super::pack::pack_rows;
 use super::ranks::{self, Factor, padded, rank_products};
-use super::routes::{Panel, Place, ROUTES, Routes, Tile, add_routes};
+use super::routes::{Adapter, Panel, Place, ROUTES, Routes, Tile, add_routes};
 use super::terms::{Terms, add_terms, store_row};
 use crate::device::cpu::pool::B_COLUMNS;
 use crate::device::cpu::simd::Level;
@@ -88,8 +88,8 @@ fn routes<B: Element>() {
                 // Rows 3, 5, 7, .. of which the place has those from 4 to 9.
                 let rows: Vec<u32> = (0..count as u32).map(|i| 3 + 2 * i).collect();
                 let h: Vec<f32> = values(3, rank * count);
-                let tile = Tile { b_row, rank, routes: 0..count, h: 0, leads: true };
-                let routes = Routes { tiles: vec![tile], rows, h };
+                let adapters = vec![Adapter { b_row, rank, tiles: 0..1 }];
+                let routes = Routes { adapters, tiles: vec![Tile { routes: 0..count, h: 0 }], rows, h };
                 let (stride, start) = (columns + 3, values::<f32>(4, 6 * (columns + 3)));
                 let mut c = start.clone();
                 let place = Place { start: c.as_mut_ptr(), stride, rows: 4..10 };
