@@ -197,7 +197,7 @@ impl<A: Element> Tile<'_, A> {
                     next_a = next_a.wrapping_add(64);
                 }
                 // A line has 16 elements of x: every other time.
-                if k % (2 * STEPS) == 0 {
+                if k.is_multiple_of(2 * STEPS) {
                     for x in self.next_x {
                         S::prefetch(x.as_ptr().wrapping_add(next_k).cast());
                     }
