@@ -1,18 +1,23 @@
-//! WebGPU: the tiled kernels beside the plain triple loop, `forward_delta` and the fused product beside the base product,
-//! alternating in one run on every adapter. `cargo bench --bench paths`
+//! WebGPU: the tiled kernels beside the plain triple loop and beside kernels of 4 x 4 sums a thread without workgroup
+//! memory, `forward_delta` and the fused product beside the base product, alternating in one run on every adapter.
+//! `cargo bench --bench paths`, or a part of it: `cargo bench --bench paths -- route plain blocked forms`
 //!
 //! The case: 256 tokens, 8 experts, top 2, rank 16, 1024 x 1024, f32, uniform routing; of route 512 tokens, 166 experts,
 //! 2048 wide. Answers are checked against
 //! the plain loop before the clock starts. Times run from
 //! recording to an empty queue, medians: of the wall, or of the processor where the device is a software driver.
 
+#[path = "paths/blocked.rs"]
+mod blocked;
+
+use blocked::{Blocked, Product};
 use molora::adapter::slots::PoolSizes;
 use molora::adapter::{LinearRouter, Prototypes};
 use molora::device::wgpu::{Plan, Pool, View};
 use molora::layer::{MoeLora, Router, RoutingView, Rows, Workspace};
 use molora::ops::fused::{self, Form};
 use molora::ops::route::{self, Rule, Weighting, WgpuRouter};
-use molora::ops::{Output, base, expand, plan, shrink};
+use molora::ops::{Output, base, expand, grouped, plan, shrink};
 use molora::{ElementType, Lora, Wgpu};
 use std::cell::RefCell;
 use std::sync::LazyLock;
@@ -26,6 +31,8 @@ const WIDTH: usize = 1024;
 const ROUNDS: usize = 9;
 /// For ratios that are held against a bar.
 const MANY_ROUNDS: usize = 40;
+/// For ratios far from 1.
+const SOME_ROUNDS: usize = 15;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -46,32 +53,76 @@ fn values(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
+/// Whether a part of the run is asked for.
+fn asked(part: &str) -> bool {
+    let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    parts.is_empty() || parts.iter().any(|p| p == part)
+}
+
 fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     println!("{}", wgpu.describe());
     let software = wgpu.info().device_type == wgpu::DeviceType::Cpu;
-    route(wgpu, software)?;
+    if asked("route") {
+        route(wgpu, software)?;
+    }
     let routes = TOKENS * TOP_K;
     let ids: Vec<i32> = (0..routes).map(|n| ((n / TOP_K * 5 + n % TOP_K * 3) % EXPERTS) as i32).collect();
     let (a, b) = (values(1, EXPERTS * RANK * WIDTH), values(2, EXPERTS * RANK * WIDTH));
     let weights = values(3, routes);
+    // [experts, rank, out]
+    let b_turned: Vec<f32> = (0..b.len())
+        .map(|i| (i / (RANK * WIDTH), i / WIDTH % RANK, i % WIDTH))
+        .map(|(e, r, o)| b[(e * WIDTH + o) * RANK + r])
+        .collect();
     let buffers = Buffers {
         ids: wgpu.upload(&ids)?,
         weights: wgpu.upload(&weights)?,
+        ones: wgpu.upload(&vec![1f32; routes])?,
         x: wgpu.upload(&values(4, TOKENS * WIDTH))?,
         a: wgpu.upload(&a)?,
         b: wgpu.upload(&b)?,
+        b_turned: wgpu.upload(&b_turned)?,
         h: wgpu.upload(&vec![0f32; routes * RANK])?,
         y: wgpu.upload(&vec![0f32; TOKENS * WIDTH])?,
         weight: wgpu.upload(&values(5, WIDTH * WIDTH))?,
+        expert_weights: wgpu.upload(&values(10, EXPERTS * WIDTH * WIDTH))?,
+        rows: wgpu.upload(&vec![0f32; routes * WIDTH])?,
     };
-    let plain = Plain::new(wgpu, &buffers);
     let ours = Ours::new(wgpu, &buffers, (&a, &b), false)?;
+    if asked("plain") {
+        against_plain(wgpu, software, &buffers, &ours)?;
+    }
+    if asked("blocked") {
+        against_blocked(wgpu, software, &buffers, &ours, &ids)?;
+    }
+    if asked("forms") {
+        forms(wgpu, software, &buffers, (&a, &b), &ours)?;
+    }
+    Ok(())
+}
 
+/// What one run leaves must not pass for the other's.
+fn clear(wgpu: &Wgpu, buffers: &Buffers) {
+    for (buffer, byte) in [(&buffers.h, 0xff), (&buffers.y, 0), (&buffers.rows, 0)] {
+        wgpu.queue().write_buffer(buffer, 0, &vec![byte; buffer.size() as usize]);
+    }
+}
+
+/// Refuses results that are further from the baseline's than `scale` products of values in -1..1 allow.
+fn compare(name: &str, baseline: &[f32], ours: &[f32], scale: usize) -> Result<(), Failure> {
+    let limit = 1e-5 * (scale as f32).sqrt();
+    let wrong = baseline.iter().zip(ours).find(|(b, o)| b.is_nan() || o.is_nan() || (*b - *o).abs() > limit);
+    match wrong {
+        Some((b, o)) => Err(format!("{name}: the baseline gives {b}, the tiled kernel {o}").into()),
+        None => Ok(()),
+    }
+}
+
+fn against_plain(wgpu: &Wgpu, software: bool, buffers: &Buffers, ours: &Ours) -> Result<(), Failure> {
+    let plain = Plain::new(wgpu, buffers);
     let (mut h, mut y) = (Vec::new(), Vec::new());
     for ours_runs in [false, true] {
-        // What one run leaves must not pass for the other's.
-        wgpu.queue().write_buffer(&buffers.h, 0, &vec![0xff; routes * RANK * 4]);
-        wgpu.queue().write_buffer(&buffers.y, 0, &vec![0; TOKENS * WIDTH * 4]);
+        clear(wgpu, buffers);
         for step in [Step::Shrink, Step::Expand] {
             if ours_runs {
                 ours.run(step)?
@@ -79,22 +130,91 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
                 plain.run(wgpu, step)?
             };
         }
-        h.push(wgpu.download::<f32>(&buffers.h, routes * RANK)?);
+        h.push(wgpu.download::<f32>(&buffers.h, TOKENS * TOP_K * RANK)?);
         y.push(wgpu.download::<f32>(&buffers.y, TOKENS * WIDTH)?);
     }
-    for (name, pair, scale) in [("shrink", &h, WIDTH as f32), ("expand", &y, (WIDTH * RANK) as f32)] {
-        let limit = 1e-5 * scale.sqrt();
-        if let Some((p, o)) =
-            pair[0].iter().zip(&pair[1]).find(|(p, o)| o.is_nan() || (*p - *o).abs() > limit)
-        {
-            return Err(format!("{name}: the plain loop gives {p}, the tiled kernel {o}").into());
-        }
-    }
-
+    compare("shrink", &h[0], &h[1], WIDTH)?;
+    compare("expand", &y[0], &y[1], WIDTH * RANK)?;
     for step in [Step::Shrink, Step::Expand] {
         let [plain, ours] = alternate(software, [&mut || plain.run(wgpu, step), &mut || ours.run(step)])?;
         println!("{step:?}: plain {plain:.0} us, tiled {ours:.0} us, {:.2} x as fast", plain / ours);
     }
+    Ok(())
+}
+
+/// Every product beside the same one by 4 x 4 sums a thread without workgroup memory.
+fn against_blocked(
+    wgpu: &Wgpu,
+    software: bool,
+    buffers: &Buffers,
+    ours: &Ours,
+    ids: &[i32],
+) -> Result<(), Failure> {
+    let blocked = Blocked::new(wgpu, buffers, ids)?;
+    for product in Product::ALL.into_iter().filter(|p| asked_product(*p)) {
+        let step = match product {
+            Product::Shrink => Step::Shrink,
+            Product::Expand => Step::Expand,
+            Product::Base => Step::Base,
+            Product::Fused => Step::Fused(Form::Sparse),
+            Product::Grouped => Step::Grouped,
+        };
+        let (output, scale) = match product {
+            Product::Shrink => (&buffers.h, WIDTH),
+            Product::Expand => (&buffers.y, WIDTH * RANK),
+            Product::Base => (&buffers.y, WIDTH),
+            Product::Fused => (&buffers.y, WIDTH * RANK),
+            Product::Grouped => (&buffers.rows, WIDTH * RANK),
+        };
+        let mut results = Vec::new();
+        for ours_runs in [false, true] {
+            clear(wgpu, buffers);
+            if [Product::Expand, Product::Grouped].contains(&product) {
+                blocked.repeat(wgpu, Product::Shrink, 1)?;
+            }
+            if ours_runs {
+                ours.run(step)?
+            } else {
+                blocked.repeat(wgpu, product, 1)?
+            };
+            results.push(wgpu.download::<f32>(output, output.size() as usize / 4)?);
+        }
+        compare(&format!("{product:?}"), &results[0], &results[1], scale)?;
+        // Small products often, so that what a submission costs does not count.
+        let times = (5e8 / product.operations()).ceil() as usize;
+        let runs: [Run; 2] = [&mut || ours.repeat(step, times), &mut || blocked.repeat(wgpu, product, times)];
+        let mut pairs = pairs(software, SOME_ROUNDS, runs)?;
+        let often = times as f64;
+        let rate = |run: usize| {
+            let mut times: Vec<f64> = pairs.iter().map(|pair| pair[run]).collect();
+            times.sort_by(f64::total_cmp);
+            often * product.operations() / times[times.len() / 2] * 1e-3
+        };
+        let rates = [rate(1), rate(0)];
+        let [low, middle, high] = median_ratio(&mut pairs);
+        println!(
+            "{product:?}: 4 x 4 blocks {:.2} GFLOP/s, ours {:.2}, {middle:.2} x ({low:.2} to {high:.2}, 95 %, \
+             {SOME_ROUNDS} pairs)",
+            rates[0], rates[1]
+        );
+    }
+    Ok(())
+}
+
+/// Whether a product is asked for by name; all are without one.
+fn asked_product(product: Product) -> bool {
+    let name = |p: Product| format!("{p:?}").to_lowercase();
+    let named = |p: Product| std::env::args().any(|a| a == name(p));
+    named(product) || !Product::ALL.into_iter().any(named)
+}
+
+fn forms(
+    wgpu: &Wgpu,
+    software: bool,
+    buffers: &Buffers,
+    (a, b): (&[f32], &[f32]),
+    ours: &Ours,
+) -> Result<(), Failure> {
     let [base, delta] = alternate(software, [&mut || ours.run(Step::Base), &mut || ours.run(Step::Delta)])?;
     println!("forward_delta {delta:.0} us, base {base:.0} us, share {:.3}", delta / base);
 
@@ -106,8 +226,8 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
         );
         Ok(())
     };
-    against_base(&ours, Step::Fused(Form::Sparse), "even")?;
-    against_base(&ours, Step::Fused(Form::Beside), "even")?;
+    against_base(ours, Step::Fused(Form::Sparse), "even")?;
+    against_base(ours, Step::Fused(Form::Beside), "even")?;
     // The even routing repeats every eight tokens; this one does not.
     let drawn: Vec<i32> = values(6, TOKENS)
         .iter()
@@ -123,9 +243,9 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
         0,
         drawn.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>().as_slice(),
     );
-    against_base(&Ours::new(wgpu, &buffers, (&a, &b), false)?, Step::Fused(Form::Sparse), "drawn")?;
+    against_base(&Ours::new(wgpu, buffers, (a, b), false)?, Step::Fused(Form::Sparse), "drawn")?;
 
-    let one_form = Ours::new(wgpu, &buffers, (&a, &b), true)?;
+    let one_form = Ours::new(wgpu, buffers, (a, b), true)?;
     let [free, fixed] =
         alternate(software, [&mut || ours.run(Step::OneToken), &mut || one_form.run(Step::OneToken)])?;
     println!(
@@ -232,23 +352,35 @@ enum Step {
     OneToken,
     /// Shrink and the rest of a form; the plan is there, as the separate products' is.
     Fused(Form),
+    /// Rows of routes, from h; every expert is a base expert with its LoRA.
+    Grouped,
 }
 
 struct Buffers {
     ids: wgpu::Buffer,
     weights: wgpu::Buffer,
+    /// Weights of products that have none.
+    ones: wgpu::Buffer,
     x: wgpu::Buffer,
     a: wgpu::Buffer,
     b: wgpu::Buffer,
+    /// `[experts, rank, out]`.
+    b_turned: wgpu::Buffer,
     h: wgpu::Buffer,
     y: wgpu::Buffer,
     weight: wgpu::Buffer,
+    /// `[experts, out, in]`.
+    expert_weights: wgpu::Buffer,
+    /// A row of y for every route.
+    rows: wgpu::Buffer,
 }
 
 /// The library's kernels.
 struct Ours<'a> {
     layer: MoeLora<Wgpu>,
     plan: Plan,
+    /// Of the base experts.
+    group_plan: Plan,
     workspace: RefCell<Workspace>,
     buffers: &'a Buffers,
 }
@@ -277,41 +409,55 @@ impl<'a> Ours<'a> {
         let mut encoder = wgpu.encoder();
         let sizes = plan::Sizes { tokens: TOKENS, top_k: TOP_K, experts: EXPERTS };
         let plan = wgpu.plan(&mut encoder, &sizes, layer.pool(), View::whole(&buffers.ids))?;
+        let markers = Pool::markers(wgpu, EXPERTS)?;
+        let group_plan = wgpu.plan(&mut encoder, &sizes, &markers, View::whole(&buffers.ids))?;
         wgpu.queue().submit([encoder.finish()]);
         let workspace = layer.workspace(TOKENS)?.into();
-        Ok(Self { layer, plan, workspace, buffers })
+        Ok(Self { layer, plan, group_plan, workspace, buffers })
     }
 
     fn run(&self, step: Step) -> Result<(), Failure> {
+        self.repeat(step, 1)
+    }
+
+    /// So many times in one submission.
+    fn repeat(&self, step: Step, times: usize) -> Result<(), Failure> {
+        let wgpu = self.layer.device();
+        let mut encoder = wgpu.encoder();
+        (0..times).try_for_each(|_| self.record(step, &mut encoder))?;
+        wgpu.queue().submit([encoder.finish()]);
+        Ok(wgpu.wait()?)
+    }
+
+    fn record(&self, step: Step, encoder: &mut wgpu::CommandEncoder) -> Result<(), Failure> {
         let (wgpu, pool, b) = (self.layer.device(), self.layer.pool(), self.buffers);
         let (tokens, top_k, output) = (TOKENS, TOP_K, Output::Sum);
         let (x, h, y) = (View::<f32>::whole(&b.x), View::whole(&b.h), View::<f32>::whole(&b.y));
         let weights = View::whole(&b.weights);
-        let mut encoder = wgpu.encoder();
         match step {
             Step::Shrink | Step::Expand => {
                 let plan = &self.plan;
                 if step == Step::Shrink {
                     let (in_features, x_stride, h_stride) = (WIDTH, WIDTH, RANK);
                     let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
-                    wgpu.shrink(&mut encoder, &sizes, plan, pool, x, weights, h)?;
+                    wgpu.shrink(encoder, &sizes, plan, pool, x, weights, h)?;
                 } else {
                     let (out_features, y_stride, h_stride, accumulate) = (WIDTH, WIDTH, RANK, true);
                     let sizes =
                         expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                    wgpu.expand(&mut encoder, &sizes, plan, pool, h, weights, y)?;
+                    wgpu.expand(encoder, &sizes, plan, pool, h, weights, y)?;
                 }
             }
             Step::Base => {
                 let (in_features, out_features, x_stride, y_stride) = (WIDTH, WIDTH, WIDTH, WIDTH);
                 let sizes = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
-                wgpu.base(&mut encoder, &sizes, View::whole(&b.weight), None, x, y)?;
+                wgpu.base(encoder, &sizes, View::whole(&b.weight), None, x, y)?;
             }
             Step::Fused(form) => {
                 let (in_features, out_features) = (WIDTH, WIDTH);
                 let (x_stride, y_stride, h_stride) = (WIDTH, WIDTH, RANK);
                 let shrink = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
-                wgpu.shrink(&mut encoder, &shrink, &self.plan, pool, x, weights, h)?;
+                wgpu.shrink(encoder, &shrink, &self.plan, pool, x, weights, h)?;
                 let weight = View::whole(&b.weight);
                 if form == Form::Sparse {
                     let sizes = fused::Sizes {
@@ -325,15 +471,33 @@ impl<'a> Ours<'a> {
                         output,
                     };
                     let plan = &self.plan;
-                    wgpu.fused_sparse(&mut encoder, &sizes, plan, pool, weight, None, x, h, weights, y)?;
+                    wgpu.fused_sparse(encoder, &sizes, plan, pool, weight, None, x, h, weights, y)?;
                 } else {
                     let base = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
-                    wgpu.base(&mut encoder, &base, weight, None, x, y)?;
+                    wgpu.base(encoder, &base, weight, None, x, y)?;
                     let accumulate = true;
                     let sizes =
                         expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                    wgpu.expand(&mut encoder, &sizes, &self.plan, pool, h, weights, y)?;
+                    wgpu.expand(encoder, &sizes, &self.plan, pool, h, weights, y)?;
                 }
+            }
+            Step::Grouped => {
+                let sizes = grouped::Sizes {
+                    tokens,
+                    top_k,
+                    experts: EXPERTS,
+                    in_features: WIDTH,
+                    out_features: WIDTH,
+                    x_stride: WIDTH,
+                    h_stride: RANK,
+                    y_stride: WIDTH,
+                    x_per_route: false,
+                    rows: grouped::Rows::Plain,
+                };
+                let (plan, ids) = (&self.group_plan, View::whole(&b.ids));
+                let (w, rows) = (View::<f32>::whole(&b.expert_weights), View::<f32>::whole(&b.rows));
+                let none = View::new(&b.ones, 0, 0)?;
+                wgpu.grouped(encoder, &sizes, plan, pool, ids, w, x, h, weights, none, rows)?;
             }
             Step::Delta | Step::OneToken => {
                 let tokens = if step == Step::Delta { TOKENS } else { 1 };
@@ -343,11 +507,10 @@ impl<'a> Ours<'a> {
                     View::new(&b.weights, 0, tokens * TOP_K)?,
                 );
                 let mut workspace = self.workspace.borrow_mut();
-                self.layer.forward_delta(&mut encoder, &rows, x, routing, &mut workspace, y)?;
+                self.layer.forward_delta(encoder, &rows, x, routing, &mut workspace, y)?;
             }
         }
-        wgpu.queue().submit([encoder.finish()]);
-        Ok(wgpu.wait()?)
+        Ok(())
     }
 }
 

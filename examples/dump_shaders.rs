@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use molora::adapter::slots::PoolSizes;
 use molora::adapter::{LinearRouter, Prototypes};
-use molora::device::wgpu::{Pool, View};
+use molora::device::wgpu::{Pool, Tuning, View};
 use molora::ops::route::{Allow, Rule, Select, Weighting, WgpuRouter};
 use molora::ops::{Output, attend, base, expand, fused, grouped, plan, route, shrink};
 use molora::{Element, ElementType, Lora, Wgpu};
@@ -20,8 +20,10 @@ fn main() -> Result<(), Failure> {
         for batch_invariant in [false, true] {
             // Both kinds of rows: read by fours, and one by one.
             for width in [8, 6] {
-                for wide in [false, true] {
-                    let wgpu = wgpu.batch_invariant(batch_invariant).wide_tiles(wide);
+                // What no device lacks, in both tiles, and what this one takes.
+                let plain = Tuning { class: wgpu.tuning().class, ..Tuning::plain() };
+                for tuning in [plain, Tuning { wide_tiles: true, ..plain }, *wgpu.tuning()] {
+                    let wgpu = wgpu.batch_invariant(batch_invariant).tuned(tuning)?;
                     variants::<f32>(&wgpu, element, width)?;
                     variants::<f16>(&wgpu, element, width)?;
                     variants::<bf16>(&wgpu, element, width)?;

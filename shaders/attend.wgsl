@@ -57,13 +57,14 @@ fn softmax_over(routes: u32) -> vec2<f32> {
 fn attend(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    own: Invocation,
 ) {
+    let lane = own.lane;
     let t = group_index(id, groups);
     if (t >= params.groups) { return; }
     for (var r0 = 0u; r0 < params.router_rank; r0 += 8u) {
         let count = min(params.router_rank - r0, 8u);
-        dot8(lane, t * params.x_stride, r0 * params.a_stride, params.a_stride, count, params.in_features);
+        dot8(own, t * params.x_stride, r0 * params.a_stride, params.a_stride, count, params.in_features);
         if (lane < count) { query[r0 + lane] = dot8_of(lane); }
         workgroupBarrier();
     }

@@ -9,6 +9,10 @@ fn store(t: u32, o: u32, v: vec2<f32>) {
 }
 
 fn store_quad(t: u32, o: u32, v: vec4<f32>) {
+    if (o + 4u <= params.out_features) {
+        y_put_quad(t * params.y_stride + o, v + vec4(bias_of(o), bias_of(o + 1u), bias_of(o + 2u), bias_of(o + 3u)));
+        return;
+    }
     if (o < params.out_features) { store(t, o, v.xy); }
     if (o + 2u < params.out_features) { store(t, o + 2u, v.zw); }
 }
@@ -18,14 +22,15 @@ fn store_quad(t: u32, o: u32, v: vec4<f32>) {
 fn base_few(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    own: Invocation,
 ) {
+    let lane = own.lane;
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
     let t = group / params.column_blocks;
     let o0 = 8u * (group % params.column_blocks);
     let count = min(params.out_features - o0, 8u);
-    dot8(lane, t * params.x_stride, o0 * params.in_features, params.in_features, count, params.in_features);
+    dot8(own, t * params.x_stride, o0 * params.in_features, params.in_features, count, params.in_features);
     if (2u * lane < count) {
         store(t, o0 + 2u * lane, vec2(dot8_of(2u * lane), dot8_of(2u * lane + 1u)));
     }

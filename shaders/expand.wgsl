@@ -19,6 +19,13 @@ fn h_row(n: u32) -> u32 {
 }
 
 fn finish(row: u32, column: u32, sum: vec4<f32>) {
+    if (column + 4u <= params.out_features) {
+        let at = row * params.y_stride + column;
+        var v = sum;
+        if (ACCUMULATE == 1u) { v += y_quad(at); }
+        y_put_quad(at, v);
+        return;
+    }
     finish_pair(row, column, sum.xy);
     if (column + 2u < params.out_features) { finish_pair(row, column + 2u, sum.zw); }
 }

@@ -1,7 +1,7 @@
 // Few tokens, second dispatch: one workgroup per 4 QUADS columns and all tokens, so that each weight is read once.
 //
 //     lane l:  the experts' ranks l, l + 64, .. and the fours l, l + 64, .. of the inner dimension, for all tokens
-//     the 64 sums of each token and column are added as a tree
+//     the 64 sums of each token and column are joined (tree.wgsl or sum.wgsl)
 //
 // TOKENS is at least the number of tokens; the rows too many repeat the last. The first dispatch has told of ids, slots
 // and weights that count for nothing.
@@ -9,10 +9,10 @@
 const LANES: u32 = 64u;
 const SUMS: u32 = TOKENS * QUADS;
 
-var<workgroup> partial: array<vec4<f32>, SUMS * LANES>;
+var<workgroup> partial: array<vec4<f32>, SUMS * PARTIALS>;
 
-// This lane's share of a token's experts, columns from `column` of the slice on.
-fn experts_of(t: u32, lane: u32, slice: u32, column: u32) {
+// This lane's share of a token's experts, eight columns from `column` of the slice on (four: the first).
+fn experts_of(t: u32, lane: u32, slice: u32, column: u32) -> array<vec4<f32>, 2> {
     var low = vec4<f32>();
     var high = vec4<f32>();
     let routes = select(0u, params.top_k, t < params.tokens);
@@ -31,8 +31,7 @@ fn experts_of(t: u32, lane: u32, slice: u32, column: u32) {
             if (QUADS == 2u) { high += z * b_quad(at + 4u); }
         }
     }
-    partial[t * QUADS * LANES + lane] = low;
-    if (QUADS == 2u) { partial[(t * QUADS + 1u) * LANES + lane] = high; }
+    return array<vec4<f32>, 2>(low, high);
 }
 
 fn weights_at(rows: vec4<u32>, i: u32) -> mat4x4<f32> {
@@ -43,20 +42,23 @@ fn weights_at(rows: vec4<u32>, i: u32) -> mat4x4<f32> {
 fn fused_few(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    own: Invocation,
 ) {
+    let lane = own.lane;
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
     let columns = columns_of(group, 4u * QUADS);
     let k = params.in_features;
     let last = params.tokens - 1u;
+    var sums: array<vec4<f32>, SUMS>;
     for (var t = 0u; t < TOKENS; t++) {
-        experts_of(t, lane, columns.slice, columns.begin - columns.first);
+        let experts = experts_of(t, lane, columns.slice, columns.begin - columns.first);
+        sums[t * QUADS] = experts[0];
+        if (QUADS == 2u) { sums[t * QUADS + QUADS - 1u] = experts[1]; }
     }
     // Rows that are not there repeat the last one; nobody reads their sums.
     let low_rows = min(columns.begin + vec4(0u, 1u, 2u, 3u), vec4(columns.end - 1u)) * k;
     let high_rows = min(columns.begin + vec4(4u, 5u, 6u, 7u), vec4(columns.end - 1u)) * k;
-    var sums: array<vec4<f32>, SUMS>;
     for (var i = 4u * lane; i + 4u <= k; i += 4u * LANES) {
         let low = weights_at(low_rows, i);
         var high = mat4x4<f32>();
@@ -79,16 +81,9 @@ fn fused_few(
             }
         }
     }
-    for (var i = 0u; i < SUMS; i++) { partial[i * LANES + lane] += sums[i]; }
-    workgroupBarrier();
-    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
-        for (var i = lane; i < SUMS * step; i += LANES) {
-            let at = i / step * LANES + i % step;
-            partial[at] += partial[at + step];
-        }
-        workgroupBarrier();
-    }
+    for (var i = 0u; i < SUMS; i++) { give(own, i, sums[i]); }
+    join(own, SUMS);
     for (var i = lane; i < params.tokens * QUADS; i += LANES) {
-        store_quad(i / QUADS, columns.begin + 4u * (i % QUADS), columns.end, partial[i * LANES]);
+        store_quad(i / QUADS, columns.begin + 4u * (i % QUADS), columns.end, partial[i * PARTIALS]);
     }
 }

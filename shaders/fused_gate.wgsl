@@ -66,14 +66,15 @@ fn put_quad(t: u32, m: u32, r: u32, v: vec4<f32>) {
 fn fused_gate(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
+    own: Invocation,
 ) {
+    let thread = own.lane;
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
     let t0 = TILE_M * (group / params.row_blocks);
     let r0 = TILE_N * (group % params.row_blocks);
     let rows = min(params.tokens - t0, TILE_M);
-    choose(thread, t0, rows, r0 == 0u);
+    choose(own, t0, rows, r0 == 0u);
     if (r0 >= params.used_rows) { return; } // the routing was all
     for (var q = thread; q < QUADS_M; q += THREADS) {
         x_rows[q] = (t0 + min(4u * q + vec4(0u, 1u, 2u, 3u), vec4(rows - 1u))) * params.x_stride;

@@ -18,11 +18,11 @@ fn bias_of(e: u32) -> f32 { return g_at(params.scores * params.in_features + e);
 // Plain choices have none.
 fn threshold_given() -> f32 { return 0.0; }
 
-fn choose(thread: u32, t0: u32, rows: u32, writes: bool) {
+fn choose(own: Invocation, t0: u32, rows: u32, writes: bool) {
     scoring = true;
     for (var m = 0u; m < rows; m++) {
-        route_token(thread, t0 + m, params.scores);
-        if (thread == 0u) {
+        route_token(own, t0 + m, params.scores);
+        if (own.lane == 0u) {
             for (var j = 0u; j < TOP_K; j++) {
                 let id = i32(best_ids[j]);
                 let weight = best_scores[j];

@@ -59,6 +59,15 @@ fn store_quad(n: u32, o: u32, v: vec4<f32>) {
     if (o + 2u < params.width) { y_put_pair(at + 2u, v.zw, min(params.width - o - 2u, 2u)); }
 }
 
+fn finish_sums(n: u32, o: u32, a: vec4<f32>, b: vec4<f32>) {
+    if (GATED == 1u) {
+        store_quad(n, o, vec4(silu(a.x), silu(a.y), silu(a.z), silu(a.w)) * b);
+    } else {
+        store_quad(n, o, a);
+        store_quad(n, o + 4u, b);
+    }
+}
+
 // The row of route n: `low` and `high` are this thread's eight sums, `o` is its first column of y.
 fn finish(n: u32, o: u32, low: vec4<f32>, high: vec4<f32>) {
     let lora = lora_of(n);
@@ -68,12 +77,7 @@ fn finish(n: u32, o: u32, low: vec4<f32>, high: vec4<f32>) {
         a += lora_quad(n, lora, 0u, o);
         b += lora_quad(n, lora, GATED, o + 4u * (1u - GATED));
     }
-    if (GATED == 1u) {
-        store_quad(n, o, vec4(silu(a.x), silu(a.y), silu(a.z), silu(a.w)) * b);
-    } else {
-        store_quad(n, o, a);
-        store_quad(n, o + 4u, b);
-    }
+    finish_sums(n, o, a, b);
 }
 
 // One workgroup per tile of one expert's routes and BLOCK columns; WIDE is 1.

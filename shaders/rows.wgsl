@@ -1,13 +1,14 @@
 // Few rows: one row of x times up to eight rows of w by one workgroup of 64.
 //
-// Lane l adds the fours l, l + 64, .. of the inner dimension, then the 64 sums are added as a tree: one order,
-// whatever the other rows.
+// Lane l adds the fours l, l + 64, .. of the inner dimension, then the 64 sums are joined (tree.wgsl or sum.wgsl): one
+// order, whatever the other rows.
 
 const LANES: u32 = 64u;
 
-var<workgroup> partial: array<vec4<f32>, 128>;
+var<workgroup> partial: array<vec4<f32>, 2u * PARTIALS>;
 
-fn dot8(lane: u32, x0: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
+fn dot8(own: Invocation, x0: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
+    let lane = own.lane;
     // Rows that are not there repeat the last one; nobody reads their sums.
     let last = w_count - 1u;
     let w1 = w0 + min(1u, last) * w_stride;
@@ -30,19 +31,12 @@ fn dot8(lane: u32, x0: u32, w0: u32, w_stride: u32, w_count: u32, k: u32) {
         low += v * vec4(w_at(w0 + i), w_at(w1 + i), w_at(w2 + i), w_at(w3 + i));
         high += v * vec4(w_at(w4 + i), w_at(w5 + i), w_at(w6 + i), w_at(w7 + i));
     }
-    partial[lane] = low;
-    partial[LANES + lane] = high;
-    workgroupBarrier();
-    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
-        if (lane < step) {
-            partial[lane] += partial[lane + step];
-            partial[LANES + lane] += partial[LANES + lane + step];
-        }
-        workgroupBarrier();
-    }
+    give(own, 0u, low);
+    give(own, 1u, high);
+    join(own, 2u);
 }
 
 // The product with row `r` of w, after dot8.
 fn dot8_of(r: u32) -> f32 {
-    return partial[(r >> 2u) * LANES][r & 3u];
+    return partial[(r >> 2u) * PARTIALS][r & 3u];
 }

@@ -5,8 +5,9 @@
 fn shrink_few(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    own: Invocation,
 ) {
+    let lane = own.lane;
     let group = group_index(id, groups);
     if (group >= params.groups) { return; }
     let n = group / params.rank_blocks;
@@ -21,7 +22,7 @@ fn shrink_few(
     if (r0 >= slot.rank) { return; }
     let count = slot.rank - r0;
     let w0 = (slot.row + r0) * params.a_stride;
-    dot8(lane, n / params.top_k * params.x_stride, w0, params.a_stride, count, params.in_features);
+    dot8(own, n / params.top_k * params.x_stride, w0, params.a_stride, count, params.in_features);
     if (lane < min(count, 8u)) {
         h_put(n * params.h_stride + r0 + lane, dot8_of(lane));
     }

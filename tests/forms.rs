@@ -20,8 +20,14 @@ fn every_case(subject: &dyn Subject, op: Op, asked: impl Fn(&Case) -> bool) {
 mod on_wgpu {
     use super::every_case;
     use molora::Wgpu;
+    use molora::device::wgpu::{Path, Tuning};
     use molora_check::Op;
     use molora_check::subject::WgpuSubject;
+
+    /// Another choice than the table's, within what the device has.
+    fn tuned(wgpu: &Wgpu, change: impl Fn(Tuning) -> Tuning) -> Wgpu {
+        wgpu.tuned(change(*wgpu.tuning())).unwrap()
+    }
 
     fn on_each(op: Op, form: impl Fn(&Wgpu) -> Wgpu) {
         // Panics where MOLORA_REQUIRE names a device that is not there.
@@ -32,11 +38,38 @@ mod on_wgpu {
         }
     }
 
+    /// Every product of many rows by tiles in workgroup memory, which a software driver with subgroups would not take.
+    fn in_tiles(op: Op) {
+        let tiles =
+            |wgpu: &Wgpu| tuned(wgpu, |t| Tuning { path: Path::Tiles, subgroups: false, f16: false, ..t });
+        on_each(op, |wgpu| tiles(wgpu).batch_invariant(true));
+    }
+
     #[test]
     fn shrink_in_both_tiles() {
-        on_each(Op::Shrink, |wgpu| wgpu.batch_invariant(true).wide_tiles(false));
-        on_each(Op::Shrink, |wgpu| wgpu.batch_invariant(true).wide_tiles(true));
-        on_each(Op::Shrink, |wgpu| wgpu.wide_tiles(false));
+        in_tiles(Op::Shrink);
+        let narrow = |t| Tuning { path: Path::Tiles, wide_tiles: false, ..t };
+        on_each(Op::Shrink, |wgpu| tuned(wgpu, narrow).batch_invariant(true));
+        on_each(Op::Shrink, |wgpu| tuned(wgpu, narrow));
+    }
+
+    #[test]
+    fn products_for_every_batch() {
+        for op in [Op::Fused, Op::Grouped, Op::Route, Op::Layer] {
+            on_each(op, |wgpu| wgpu.batch_invariant(true));
+        }
+    }
+
+    #[test]
+    fn products_in_tiles() {
+        for op in [Op::Base, Op::Expand, Op::Fused, Op::Grouped, Op::Route, Op::Attend] {
+            in_tiles(op);
+        }
+    }
+
+    #[test]
+    fn shrink_for_many_routes() {
+        on_each(Op::Shrink, |wgpu| wgpu.batch_invariant(true));
     }
 
     #[test]

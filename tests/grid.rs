@@ -2,6 +2,7 @@
 //! asked for. No device.
 #![cfg(feature = "wgpu")]
 
+use molora::device::wgpu::{Path, Tuning};
 use molora::ops::route::Weighting;
 use molora::ops::{Form, Output, base, expand, plan, route, shrink};
 
@@ -11,13 +12,15 @@ fn base_covers_every_token_and_column() {
         for out_features in [1, 7, 8, 9, 63, 64, 65] {
             for fixed in [false, true] {
                 let (in_features, x_stride, y_stride) = (8, 8, out_features);
-                let grid =
-                    base::grid(&base::Sizes { tokens, in_features, out_features, x_stride, y_stride }, fixed);
-                assert_eq!(grid.form == Form::Few, tokens <= 4 && !fixed);
-                let rows = if grid.form == Form::Few { tokens } else { tokens.div_ceil(64) };
-                assert_eq!(grid.groups, rows * grid.blocks);
-                assert!(grid.blocks * grid.columns >= out_features);
-                assert!((grid.blocks - 1) * grid.columns < out_features, "no block without a column");
+                let sizes = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
+                for (path, tile) in [(Path::Tiles, 64), (Path::Lanes, 16)] {
+                    let grid = base::grid(&sizes, &Tuning { path, ..Tuning::plain() }, fixed);
+                    assert_eq!(grid.form == Form::Few, tokens <= 4 && !fixed);
+                    let rows = if grid.form == Form::Few { tokens } else { tokens.div_ceil(tile) };
+                    assert_eq!(grid.groups, rows * grid.blocks);
+                    assert!(grid.blocks * grid.columns >= out_features);
+                    assert!((grid.blocks - 1) * grid.columns < out_features, "no block without a column");
+                }
             }
         }
     }
@@ -29,14 +32,19 @@ fn shrink_covers_every_route_and_rank() {
     for max_rank in [1, 8, 9, 16, 17, 32, 33, 64, 256] {
         let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride: max_rank, output };
         for (live, fixed, form) in [(10, false, Form::Many), (11, false, Form::Few), (11, true, Form::Many)] {
-            let grid = shrink::grid(&sizes, live, max_rank, 13, fixed);
-            assert_eq!(grid.form, form);
-            assert_eq!(grid.groups, if form == Form::Few { 80 } else { 13 } * grid.blocks);
-            assert!(grid.blocks * grid.columns >= max_rank && (grid.blocks - 1) * grid.columns < max_rank);
+            for path in [Path::Tiles, Path::Lanes] {
+                let tuning = Tuning { path, ..Tuning::plain() };
+                let grid = shrink::grid(&sizes, (live, max_rank, 13), &tuning, fixed);
+                assert_eq!(grid.form, form);
+                assert_eq!(grid.groups, if form == Form::Few { 80 } else { 13 } * grid.blocks);
+                assert!(
+                    grid.blocks * grid.columns >= max_rank && (grid.blocks - 1) * grid.columns < max_rank
+                );
+            }
         }
     }
     let empty = shrink::Sizes { tokens: 0, top_k, in_features, x_stride, h_stride: 16, output };
-    assert_eq!(shrink::grid(&empty, 4, 16, 0, false).groups, 0);
+    assert_eq!(shrink::grid(&empty, (4, 16, 0), &Tuning::plain(), false).groups, 0);
 }
 
 #[test]
@@ -53,7 +61,7 @@ fn expand_covers_every_row_and_column() {
                 let y_stride = out_features;
                 let sizes =
                     expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                let grid = expand::grid(&sizes, live, 1, fixed);
+                let grid = expand::grid(&sizes, live, 1, &Tuning::plain(), fixed);
                 assert_eq!(grid.form, form, "{tokens} tokens, {live} adapters");
                 let rows = if form == Form::Few { output.y_rows(tokens, top_k) } else { 1 };
                 assert_eq!(grid.groups, rows * grid.blocks);
@@ -75,7 +83,7 @@ fn plan_and_route_do_nothing_without_routes() {
     let route = |tokens, top_k| {
         let rule = route::Rule::top_k(top_k, weighting);
         let sizes = route::Sizes { tokens, in_features: 8, x_stride: 8, experts: 8, rule };
-        route::wgpu::grid(&sizes, false).groups
+        route::wgpu::grid(&sizes, &Tuning::plain(), false).groups
     };
     assert_eq!([route(0, 2), route(5, 0), route(5, 2)], [0, 0, 5]);
 }
@@ -92,12 +100,12 @@ fn route_covers_every_token() {
     for fixed in [false, true] {
         for tokens in [0, 1, 7, 8, 15, 16, 17, 512] {
             for (experts, top_k) in [(8, 2), (31, 2), (32, 2), (64, 2), (65, 32), (166, 33)] {
-                let grid = route::wgpu::grid(&sizes(tokens, experts, top_k), fixed);
+                let grid = route::wgpu::grid(&sizes(tokens, experts, top_k), &Tuning::plain(), fixed);
                 let many = experts >= 32 && top_k <= 32 && (tokens >= 8 || fixed);
                 assert_eq!(grid.form == Form::Many, many, "{tokens} tokens, {experts} experts");
                 assert_eq!(grid.groups, if many { tokens.div_ceil(16) } else { tokens });
             }
         }
-        assert_eq!(route::wgpu::grid(&sizes(100, 100, 0), fixed).groups, 0);
+        assert_eq!(route::wgpu::grid(&sizes(100, 100, 0), &Tuning::plain(), fixed).groups, 0);
     }
 }

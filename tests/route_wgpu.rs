@@ -3,7 +3,7 @@
 
 use molora::Wgpu;
 use molora::adapter::LinearRouter;
-use molora::device::wgpu::{Status, View};
+use molora::device::wgpu::{Status, Tuning, View};
 use molora::ops::route::{self, Allow, AllowLists, Rule, Select, Weighting, WgpuRouter};
 use molora_check::case::{Scores, Scoring, Threshold};
 use molora_check::subject::WgpuSubject;
@@ -20,7 +20,8 @@ fn devices() -> Vec<Wgpu> {
     let all = Wgpu::adapters().into_iter().filter_map(|adapter| Wgpu::open(&adapter).ok());
     let ways = |wgpu: Wgpu| {
         [(false, true), (true, true), (true, false)]
-            .map(|(fixed, wide)| wgpu.batch_invariant(fixed).wide_tiles(wide))
+            .map(|(fixed, wide)| (fixed, Tuning { wide_tiles: wide, ..*wgpu.tuning() }))
+            .map(|(fixed, tuning)| wgpu.batch_invariant(fixed).tuned(tuning).unwrap())
     };
     all.flat_map(ways).collect()
 }

@@ -2,15 +2,19 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "wgpu")]
+mod matrix;
 
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
+use super::{
+    Grid, LANES, NOTHING_BEHIND, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, sums, tile_constants,
+};
 use super::{check_len, check_rows, row};
 use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{Binding, Blocks, Launch, TILE_ROWS, View, Wgpu};
+use crate::device::wgpu::{self as device, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -69,12 +73,15 @@ pub fn definition<X: Element>(
     Ok(())
 }
 
-/// The launch: up to 4 tokens read every weight once each; more share it in tiles of 64 x 64.
+/// The launch: few tokens read every weight once each; more share it in tiles of 64 x 64, or of 16 tokens on lanes.
 #[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
-    let few = sizes.tokens <= 4 && !batch_invariant;
-    let (form, columns, rows) =
-        if few { (Form::Few, 8, sizes.tokens) } else { (Form::Many, 64, sizes.tokens.div_ceil(TILE_ROWS)) };
+pub fn grid(sizes: &Sizes, tuning: &Tuning, batch_invariant: bool) -> Grid {
+    let few = sizes.tokens <= tuning.base_few && !batch_invariant;
+    let (form, columns, rows) = match tuning.path {
+        _ if few => (Form::Few, 8, sizes.tokens),
+        Path::Lanes => (Form::Many, tuning.lane_columns(), sizes.tokens.div_ceil(SHARED_ROWS)),
+        Path::Tiles | Path::Matrix => (Form::Many, 64, sizes.tokens.div_ceil(TILE_ROWS)),
+    };
     let blocks = sizes.out_features.div_ceil(columns);
     Grid { form, columns, blocks, groups: rows * blocks }
 }
@@ -115,12 +122,16 @@ impl Wgpu {
         check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
         check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
         check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
-        let Grid { form, columns, blocks, groups } = grid(sizes, self.is_batch_invariant());
-        let mut bindings = vec![
-            Binding::rows("x", x, sizes.x_stride),
-            Binding::rows("w", weight, sizes.in_features),
-            Binding::write("y", y),
-        ];
+        let Grid { form, columns, blocks, groups } = grid(sizes, self.tuning(), self.is_batch_invariant());
+        let matrix = matrix::side(sizes, self.tuning(), self.is_batch_invariant(), (weight, x));
+        let matrix = matrix.filter(|_| form == Form::Many);
+        let mut bindings = match matrix {
+            Some(_) => vec![Binding::read("x", x), Binding::read("w", weight)],
+            None => {
+                vec![Binding::rows("x", x, sizes.x_stride), Binding::rows("w", weight, sizes.in_features)]
+            }
+        };
+        bindings.push(Binding::rows_written("y", y, sizes.y_stride));
         let biased = match bias {
             Some(bias) => {
                 bindings.push(Binding::read("bias", bias));
@@ -128,19 +139,38 @@ impl Wgpu {
             }
             None => "fn bias_of(o: u32) -> f32 { return 0.0; }\n",
         };
-        let (rows, tile) = (include_str!("../../shaders/rows.wgsl"), include_str!("../../shaders/tile.wgsl"));
+        let [place, sum] = sums(self.tuning());
+        let (side, shape) = matrix.unwrap_or_default();
+        let tiles = [
+            place,
+            sum,
+            biased,
+            NOTHING_BEHIND,
+            ROWS_IN_ORDER,
+            include_str!("../../shaders/rows.wgsl"),
+            include_str!("../../shaders/tile.wgsl"),
+            include_str!("../../shaders/base.wgsl"),
+        ];
+        let lanes = [ROWS_SHARED, LANES[1], include_str!("../../shaders/base_lanes.wgsl")];
+        let [tile_m, tile_n, wide] = tile_constants(if columns == 64 { 64 } else { 16 }, true);
+        let matrices = [shape, include_str!("../../shaders/base_matrix.wgsl")];
+        let on_lanes = form == Form::Many && self.tuning().path == Path::Lanes;
+        let more = match matrix {
+            Some(_) => &matrices[..],
+            None if on_lanes => &lanes,
+            None => &[],
+        };
+        let constants = [tile_m, tile_n, wide, ("OWNERS", self.tuning().owners), (device::MATRIX_SIDE, side)];
         let launch = Launch {
             op: OP,
-            entry: if form == Form::Few { "base_few" } else { "base_many" },
-            body: &[
-                biased,
-                NOTHING_BEHIND,
-                ROWS_IN_ORDER,
-                rows,
-                tile,
-                include_str!("../../shaders/base.wgsl"),
-            ],
-            constants: &tile_constants(if form == Form::Few { 16 } else { columns }, true),
+            entry: match form {
+                Form::Few => "base_few",
+                Form::Many if matrix.is_some() => "base_matrix",
+                Form::Many if on_lanes => "base_lanes",
+                Form::Many => "base_many",
+            },
+            body: &[&tiles[..], more].concat(),
+            constants: if matrix.is_some() { &constants } else { &constants[..4] },
             params: &[
                 ("tokens", word(OP, "tokens", sizes.tokens)?),
                 ("in_features", word(OP, "in_features", sizes.in_features)?),

@@ -11,10 +11,10 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, check_packed};
+use super::{Grid, LANES, check_packed};
 use crate::device::cpu::{Cpu, Extension, Pool};
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Launch, Path, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -112,17 +112,25 @@ pub fn definition<Y: Element, A: Element>(
     Ok(())
 }
 
-/// Columns of a workgroup: four for each of its 64 lanes.
+/// Lanes of a workgroup, each of which owns eight columns, and the chunks that they take: 16 KiB of workgroup memory.
+#[cfg(feature = "wgpu")]
+const OWNERS: usize = 8;
+#[cfg(feature = "wgpu")]
+const CHUNKS: usize = 4;
+/// Columns of a workgroup in the other forms: four for each of its 64 lanes.
 #[cfg(feature = "wgpu")]
 const COLUMNS: usize = 256;
 
 /// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 256 columns
 /// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
 #[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, live: usize, chunks: usize, batch_invariant: bool) -> Grid {
-    let (routes, columns) = (sizes.tokens * sizes.top_k, COLUMNS);
+pub fn grid(sizes: &Sizes, live: usize, chunks: usize, tuning: &Tuning, batch_invariant: bool) -> Grid {
+    let routes = sizes.tokens * sizes.top_k;
     let per_chunk = routes.div_ceil(chunks.max(1));
-    let many = routes > 0 && (batch_invariant || (sizes.tokens >= 16 && per_chunk >= 2 * live));
+    let many =
+        routes > 0 && (batch_invariant || (sizes.tokens >= tuning.expand_many && per_chunk >= 2 * live));
+    let on_lanes = many && tuning.path == Path::Lanes;
+    let (columns, chunks) = if on_lanes { (8 * OWNERS, chunks.div_ceil(CHUNKS)) } else { (COLUMNS, chunks) };
     let blocks = sizes.out_features.div_ceil(columns);
     let (form, rows) =
         if many { (Form::Many, chunks) } else { (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k)) };
@@ -188,7 +196,7 @@ impl Wgpu {
         plan.check_pool(OP, pool)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
         check_packed::<Y>(OP, "y", sizes.y_stride, y.len())?;
-        let grid = grid(sizes, pool.live(), plan.layout.chunks, self.is_batch_invariant());
+        let grid = grid(sizes, pool.live(), plan.layout.chunks, self.tuning(), self.is_batch_invariant());
         let mut params = plan.params()?.to_vec();
         params.extend([
             ("out_features", word(OP, "out_features", sizes.out_features)?),
@@ -197,13 +205,27 @@ impl Wgpu {
             ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
             ("column_blocks", word(OP, "out_features", grid.blocks)?),
         ]);
+        let on_lanes = grid.form == Form::Many && self.tuning().path == Path::Lanes;
+        let lanes = [
+            include_str!("../../shaders/expand.wgsl"),
+            LANES[0],
+            include_str!("../../shaders/segment.wgsl"),
+            include_str!("../../shaders/expand_lanes.wgsl"),
+        ];
         let launch = Launch {
             op: OP,
-            entry: if grid.form == Form::Few { "expand_few" } else { "expand_many" },
-            body: &[include_str!("../../shaders/expand.wgsl")],
+            entry: match grid.form {
+                Form::Few => "expand_few",
+                Form::Many if on_lanes => "expand_lanes",
+                Form::Many => "expand_many",
+            },
+            body: if on_lanes { &lanes } else { &lanes[..1] },
             constants: &[
                 ("ROWS", device::CHUNK_TOKENS as u32),
                 ("COLUMNS", COLUMNS as u32),
+                ("OWNERS", OWNERS as u32),
+                ("CHUNKS", CHUNKS as u32),
+                ("GROWN_ROWS", (CHUNKS * device::CHUNK_TOKENS) as u32),
                 ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),
                 ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
                 ("ACCUMULATE", u32::from(sizes.accumulate)),
@@ -215,7 +237,7 @@ impl Wgpu {
                 Binding::slots(pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
                 Binding::read("topk_weights", topk_weights),
-                Binding::write("y", y),
+                Binding::rows_written("y", y, sizes.y_stride),
                 Binding::status(self),
             ],
             groups: word(OP, "tokens", grid.groups)?,

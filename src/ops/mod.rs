@@ -186,6 +186,28 @@ pub(crate) const ROWS_IN_ORDER: &str = "fn w_row(w0: u32, w_stride: u32, w_count
 }
 ";
 
+/// How lanes of a workgroup add up, in front of a kernel with such sums.
+#[cfg(feature = "wgpu")]
+pub(crate) fn sums(tuning: &crate::device::wgpu::Tuning) -> [&'static str; 2] {
+    match tuning.sums_in_subgroups() {
+        true => [LANES[0], include_str!("../../shaders/sum.wgsl")],
+        false => [include_str!("../../shaders/lane.wgsl"), include_str!("../../shaders/tree.wgsl")],
+    }
+}
+
+/// The texts of a product on lanes, in front of the kernel's own.
+#[cfg(feature = "wgpu")]
+pub(crate) const LANES: [&str; 2] =
+    [include_str!("../../shaders/subgroup.wgsl"), include_str!("../../shaders/lanes.wgsl")];
+
+/// Where rows of x are the shared ones, and rows of w the lanes' own.
+#[cfg(feature = "wgpu")]
+pub(crate) const ROWS_SHARED: &str = include_str!("../../shaders/lanes_rows_shared.wgsl");
+
+/// Rows that the lanes of a workgroup share.
+#[cfg(feature = "wgpu")]
+pub(crate) const SHARED_ROWS: usize = 16;
+
 /// A size as a kernel reads it.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn word(op: &'static str, argument: &str, value: usize) -> Result<u32> {

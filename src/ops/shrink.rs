@@ -11,10 +11,10 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants};
+use super::{Grid, LANES, NOTHING_BEHIND, ROWS_IN_ORDER, SHARED_ROWS, check_packed, sums, tile_constants};
 use crate::device::cpu::{Cpu, Group, Pool, SharedMut, Wide};
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{self as device, Access, Binding, Launch, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -126,14 +126,20 @@ pub fn definition<X: Element, A: Element>(
     Ok(())
 }
 
-/// The launch for a pool with `live` adapters of at most `max_rank` and a plan of at most `max_tiles` tiles:
-/// tiles of 64 routes once an expert has 8 on average, a workgroup per route and 8 ranks below.
+/// The launch for a pool with `live` adapters of at most `max_rank` and a plan of at most `max_tiles` tiles: tiles of 64
+/// routes once an expert has 8 on average, a workgroup per route and 8 ranks below.
 #[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, live: usize, max_rank: usize, max_tiles: usize, batch_invariant: bool) -> Grid {
+pub fn grid(
+    sizes: &Sizes,
+    (live, max_rank, max_tiles): (usize, usize, usize),
+    tuning: &Tuning,
+    batch_invariant: bool,
+) -> Grid {
     let routes = sizes.tokens * sizes.top_k;
-    let many = batch_invariant || routes >= 8 * live.clamp(1, routes.max(1));
+    let many = batch_invariant || routes >= tuning.shrink_share * live.clamp(1, routes.max(1));
     let (form, columns, rows) = match (many, max_rank) {
         (false, _) => (Form::Few, 8, routes),
+        (true, _) if tuning.path == Path::Lanes => (Form::Many, SHARED_ROWS, max_tiles),
         (true, ..=16) => (Form::Many, 16, max_tiles),
         (true, ..=32) => (Form::Many, 32, max_tiles),
         (true, _) => (Form::Many, 64, max_tiles),
@@ -266,8 +272,10 @@ impl Wgpu {
         h: View<f32>,
     ) -> Result<()> {
         let slots = pool.slots();
-        let grid =
-            grid(sizes, pool.live(), slots.max_rank(), plan.layout.max_tiles, self.is_batch_invariant());
+        let extent = (pool.live(), slots.max_rank(), plan.layout.max_tiles);
+        let (tuning, form) = (self.tuning(), self.is_batch_invariant());
+        let grid = grid(sizes, extent, tuning, form);
+        let on_lanes = grid.form == Form::Many && tuning.path == Path::Lanes;
         let mut params = plan.params()?.to_vec();
         params.extend([
             ("in_features", word(OP, "in_features", sizes.in_features)?),
@@ -276,20 +284,29 @@ impl Wgpu {
             ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
             ("rank_blocks", word(OP, "rank_blocks", grid.blocks)?),
         ]);
+        let [place, sum] = sums(tuning);
+        let tiles = [
+            place,
+            sum,
+            NOTHING_BEHIND,
+            ROWS_IN_ORDER,
+            include_str!("../../shaders/rows.wgsl"),
+            include_str!("../../shaders/tile.wgsl"),
+            include_str!("../../shaders/shrink.wgsl"),
+        ];
+        let lanes = [LANES[1], include_str!("../../shaders/shrink_lanes.wgsl")];
+        let columns = if grid.form == Form::Few { 16 } else { grid.columns };
+        let [tile_m, tile_n, wide] = tile_constants(columns, tuning.wide_tiles);
         let launch = Launch {
             op: OP,
-            entry: if grid.form == Form::Few { "shrink_few" } else { "shrink_many" },
-            body: &[
-                NOTHING_BEHIND,
-                ROWS_IN_ORDER,
-                include_str!("../../shaders/rows.wgsl"),
-                include_str!("../../shaders/tile.wgsl"),
-                include_str!("../../shaders/shrink.wgsl"),
-            ],
-            constants: &tile_constants(
-                if grid.form == Form::Few { 16 } else { grid.columns },
-                self.has_wide_tiles(),
-            ),
+            entry: match grid.form {
+                Form::Few => "shrink_few",
+                Form::Many if on_lanes => "shrink_lanes",
+                Form::Many => "shrink_many",
+            },
+            body: &[&tiles[..], if on_lanes { &lanes } else { &[] }].concat(),
+            // A lane owns eight routes of a tile.
+            constants: &[tile_m, tile_n, wide, ("OWNERS", TILE_ROWS as u32 / 8)],
             params: &params,
             bindings: &[
                 Binding::rows("x", x, sizes.x_stride),

@@ -4,6 +4,7 @@
 //! Runs on the first adapter that wgpu finds, within WebGPU's default limits.
 
 use molora::Wgpu;
+use molora::device::wgpu::{Path, Tuning};
 use molora::device::wgpu::trace::{Command, Dispatch, Trace};
 use molora::element::{Element, ElementType};
 use molora::ops::fused::Form;
@@ -26,12 +27,19 @@ fn main() -> Result<(), Failure> {
     let adapters = Wgpu::adapters();
     let adapter = adapters.first().ok_or("no WebGPU adapter here")?;
     let wgpu = Wgpu::open_with(adapter, wgpu::Limits::default())?;
+    // What any device can do, in both tiles, and what one with subgroups can. f16 arithmetic is left out: SwiftShader lacks it.
+    let narrow = Tuning { wide_tiles: false, ..Tuning::plain() };
+    let wide = Tuning { wide_tiles: true, ..narrow };
+    let lanes = Tuning { path: Path::Lanes, subgroups: true, ..wide };
     let mut golden = Golden::default();
     for case in cases() {
-        golden.add(&wgpu.wide_tiles(true), &case, "")?;
-        // The other tiles of what has two.
-        if case.tokens > 8 && matches!(case.op, Op::Base | Op::Shrink) {
-            golden.add(&wgpu.wide_tiles(false), &case, " narrow")?;
+        golden.add(&wgpu.tuned(wide)?, &case, "")?;
+        if case.tokens > 8 && matches!(case.op, Op::Shrink | Op::Fused) {
+            golden.add(&wgpu.tuned(narrow)?, &case, " narrow")?;
+        }
+        let products = matches!(case.op, Op::Shrink | Op::Expand | Op::Base | Op::Fused | Op::Grouped);
+        if case.tokens > 8 && products {
+            golden.add(&wgpu.tuned(lanes)?, &case, " lanes")?;
         }
     }
     let count = golden.cases.len();

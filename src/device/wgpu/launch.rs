@@ -83,6 +83,11 @@ impl<'a> Binding<'a> {
         Self { tensor, ..Self::read(name, view) }
     }
 
+    /// Elements, written; by fours where their rows' places allow it.
+    pub(crate) fn rows_written<E: Element>(name: &'static str, view: View<'a, E>, stride: usize) -> Self {
+        Self { access: Access::ReadWrite, ..Self::rows(name, view, stride) }
+    }
+
     /// A pool's A, whose rows start at multiples of eight elements.
     pub(crate) fn pool_a(name: &'static str, pool: &'a Pool) -> Self {
         let tensor = Tensor::Quads(pool.slots().sizes().element);
@@ -195,6 +200,9 @@ pub(crate) struct Launch<'a> {
 
 /// Every workgroup in one dispatch; see [`Wgpu::dispatch`].
 const WHOLE: [u32; 3] = [0, 1, 1];
+
+/// The constant that kernels of cooperative matrices have, and no others.
+pub(crate) const MATRIX_SIDE: &str = "SIDE";
 
 const COMMON: &str = include_str!("../../../shaders/common.wgsl");
 
@@ -328,13 +336,14 @@ impl Wgpu {
 
     /// The kernel of this launch, compiled once per device.
     fn pipeline(&self, launch: &Launch, params: &[(Cow<'static, str>, u32)]) -> Result<Pipeline> {
-        let key = launch.key();
+        let halves = self.tuning().f16 && launch.bindings.iter().any(|b| b.tensor.loads_halves(b.access));
+        let key = launch.key([halves, self.tuning().sums_in_subgroups()]);
         let mut pipelines = self.shared.pipelines.lock().unwrap_or_else(|p| p.into_inner());
         if let Some(found) = pipelines.get(&key) {
             return Ok(found.clone());
         }
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let made = self.compile(launch, launch.text(params));
+        let made = self.compile(launch, launch.text(params, halves));
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(self.failed(format!("{}: kernel refused: {error}", launch.entry)));
         }
@@ -385,19 +394,22 @@ impl Wgpu {
 
 impl Launch<'_> {
     /// What tells its text from those of all other launches: an entry point has one body and one list of parameters
-    /// for the same constants and tensors.
-    fn key(&self) -> String {
+    /// for the same constants, tensors and ways to read f16 and to add over a workgroup.
+    fn key(&self, ways: [bool; 2]) -> String {
         let tensors: Vec<(&str, Tensor)> = self.bindings.iter().map(|b| (b.name, b.tensor)).collect();
-        format!("{} {:?} {tensors:?}", self.entry, self.constants)
+        format!("{} {:?} {tensors:?} {ways:?}", self.entry, self.constants)
     }
 
     /// The whole text that is compiled.
-    fn text(&self, params: &[(Cow<'static, str>, u32)]) -> String {
-        let mut text = String::new();
+    fn text(&self, params: &[(Cow<'static, str>, u32)], halves: bool) -> String {
+        let mut text = String::from(if halves { "enable f16;\n" } else { "" });
+        if self.constants.iter().any(|(name, _)| *name == MATRIX_SIDE) {
+            text.push_str("enable wgpu_cooperative_matrix;\n");
+        }
         text::declare_constants(&mut text, &super::Status::CONSTANTS);
         text::declare_constants(&mut text, self.constants);
         for (index, b) in self.bindings.iter().enumerate() {
-            text::declare(&mut text, index, b.name, b.tensor, b.access);
+            text::declare(&mut text, index, b.name, (b.tensor, b.access, halves));
         }
         text::declare_params(&mut text, self.bindings.len(), params);
         text.push_str(COMMON);

@@ -1,6 +1,7 @@
 //! WebGPU: any adapter that wgpu finds, or the engine's own device and queue.
 
 mod cache;
+mod class;
 mod launch;
 mod parts;
 mod plan;
@@ -13,11 +14,12 @@ mod view;
 
 pub use crate::device::status::Status;
 pub use cache::CacheState;
+pub use class::{Class, Path, Traits, Tuning};
 pub use plan::Plan;
 pub use pool::Pool;
 pub use view::View;
 
-pub(crate) use launch::{Binding, Launch};
+pub(crate) use launch::{Binding, Launch, MATRIX_SIDE};
 pub(crate) use parts::Blocks;
 pub(crate) use plan::{CHUNK_TOKENS, MAX_TOP_K, SHAPE, TILE_ROWS};
 pub(crate) use text::{Access, Tensor};
@@ -35,7 +37,7 @@ pub struct Wgpu {
     shared: Arc<Shared>,
     status: wgpu::Buffer,
     batch_invariant: bool,
-    wide_tiles: bool,
+    tuning: Tuning,
     binding_limit: u64,
     trace: Option<trace::Shared>,
 }
@@ -45,6 +47,7 @@ struct Shared {
     device: wgpu::Device,
     queue: wgpu::Queue,
     limits: wgpu::Limits,
+    traits: Traits,
     pipelines: Mutex<HashMap<String, launch::Pipeline>>,
     failure: Arc<Mutex<Option<String>>>,
     cache: Mutex<cache::Cache>,
@@ -90,13 +93,25 @@ impl Wgpu {
     pub fn open_with(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
         let info = adapter.get_info();
         let lost = |reason: String| Error::Device { device: format!("wgpu {}", info.name), reason };
-        let wanted =
-            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let wanted = wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::PIPELINE_CACHE
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let features = adapter.features() & wanted;
+        let matrices = adapter.cooperative_matrix_properties();
+        let experimental_features = if features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            // SAFETY: the one experimental feature asked for is cooperative matrices; kernels use only shapes that
+            // the adapter lists (`class::Tuning`), inside the bounds that `check()` proves.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("molora"),
             required_features: features,
             required_limits: limits,
+            experimental_features,
             ..Default::default()
         };
         let (device, queue) =
@@ -108,28 +123,41 @@ impl Wgpu {
         device.set_device_lost_callback(move |reason, text| {
             keep(&on_loss, format!("device lost: {reason:?} {text}"))
         });
-        Ok(Self::assemble(info, device, queue, failure))
+        Ok(Self::assemble(info, matrices, device, queue, failure))
     }
 
     /// The engine's own device and queue. Its error handlers stay the engine's.
+    ///
+    /// Kernels take what the device was created with: one without `SUBGROUP` or `SHADER_F16` gets the forms that do without,
+    /// and cooperative matrices, whose shapes only an adapter lists, are not used. [`Wgpu::tuning`] says which.
     pub fn from_device(info: wgpu::AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::assemble(info, device, queue, Arc::default())
+        Self::assemble(info, Vec::new(), device, queue, Arc::default())
     }
 
     fn assemble(
         info: wgpu::AdapterInfo,
+        matrices: Vec<wgpu::CooperativeMatrixProperties>,
         device: wgpu::Device,
         queue: wgpu::Queue,
         failure: Arc<Mutex<Option<String>>>,
     ) -> Self {
         let limits = device.limits();
         let status = status::buffer(&device);
-        let wide_tiles = info.device_type == wgpu::DeviceType::Cpu;
+        let traits = Traits {
+            vendor: info.vendor,
+            device_type: info.device_type,
+            features: device.features(),
+            invocations: limits.max_compute_invocations_per_workgroup,
+            subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
+            matrices,
+        };
+        let tuning = Tuning::of(&traits);
         let shared = Shared {
             info,
             device,
             queue,
             limits,
+            traits,
             pipelines: Mutex::default(),
             failure,
             cache: Mutex::default(),
@@ -138,7 +166,7 @@ impl Wgpu {
             shared: Arc::new(shared),
             status,
             batch_invariant: false,
-            wide_tiles,
+            tuning,
             binding_limit: u64::MAX,
             trace: None,
         }
@@ -154,15 +182,20 @@ impl Wgpu {
         self.batch_invariant
     }
 
-    /// Tiles of shrink with 8 x 8 sums a thread instead of 8 x 4: for devices that pay for every load, such as
-    /// software drivers, where this is the default.
-    pub fn wide_tiles(&self, on: bool) -> Self {
-        Self { wide_tiles: on, ..self.clone() }
+    /// Other choices than the [table](Tuning)'s; refused where the device lacks what they need.
+    pub fn tuned(&self, tuning: Tuning) -> Result<Self> {
+        match tuning.refused(&self.shared.traits) {
+            None => Ok(Self { tuning, ..self.clone() }),
+            Some(missing) => {
+                let expected = format!("choices that {} can do", self.info().name);
+                Err(Error::argument("wgpu", "tuning", expected, format!("a need of {missing}")))
+            }
+        }
     }
 
-    /// Whether they are on.
-    pub(crate) fn has_wide_tiles(&self) -> bool {
-        self.wide_tiles
+    /// Which forms of the kernels run here.
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
     }
 
     /// Whether two handles are clones of one.

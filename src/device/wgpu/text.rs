@@ -17,7 +17,7 @@ pub(crate) enum Access {
 pub(crate) enum Tensor {
     /// Elements behind accessors that count from the view's first element.
     Elements(ElementType),
-    /// The same, read only, four at a time: rows and the view start at multiples of four.
+    /// The same, four at a time: rows and the view start at multiples of four.
     Quads(ElementType),
     /// A pool's table of slots, then quads: `NAME_slot(e)` beside the accessors.
     SlotsAndQuads(ElementType),
@@ -37,6 +37,16 @@ impl Tensor {
             Self::Ids | Self::Words => Some(4),
             Self::Table(_) => None,
         }
+    }
+
+    /// Whether it is declared with f16's own type where the device has that; slots' words are no halves.
+    pub(crate) fn loads_halves(self, access: Access) -> bool {
+        matches!(self, Self::Elements(ElementType::F16) | Self::Quads(ElementType::F16))
+            && access == Access::Read
+    }
+
+    fn wgsl_halves(self) -> &'static str {
+        if let Self::Quads(_) = self { "array<vec4<f16>>" } else { "array<f16>" }
     }
 
     fn wgsl(self) -> &'static str {
@@ -59,10 +69,20 @@ impl Tensor {
 /// - `NAME_at(i)`: element i;
 /// - `NAME_quad(i)`: four elements from i on (16 bits: i is even; quads: a multiple of four);
 /// - `NAME_put(i, v)`: stores an element (not for 16 bits);
-/// - `NAME_put_pair(i, v, count)`: stores the first `count` (1 or 2) of two, from an even place on.
-pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tensor, access: Access) {
+/// - `NAME_put_pair(i, v, count)`: stores the first `count` (1 or 2) of two, from an even place on;
+/// - `NAME_put_quad(i, v)`: stores four, from an even place on (quads: a multiple of four).
+///
+/// `halves`: f16 that is only read is loaded as such.
+pub(crate) fn declare(
+    text: &mut String,
+    index: usize,
+    name: &str,
+    (tensor, access, halves): (Tensor, Access, bool),
+) {
     let writes = access == Access::ReadWrite;
-    let (access, ty) = (if writes { "read_write" } else { "read" }, tensor.wgsl());
+    let halves = halves && tensor.loads_halves(access);
+    let ty = if halves { tensor.wgsl_halves() } else { tensor.wgsl() };
+    let access = if writes { "read_write" } else { "read" };
     put(text, format_args!("@group(0) @binding({index}) var<storage, {access}> {name}: {ty};"));
     match tensor {
         Tensor::Table(_) => {}
@@ -87,6 +107,8 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
         Tensor::Elements(element) | Tensor::Quads(element) | Tensor::SlotsAndQuads(element) => {
             let at = format!("params.{name}_first + i");
             let (one, four) = match (tensor, element) {
+                (Tensor::Quads(_), _) if halves => quads_halves(name, &at),
+                (_, _) if halves => elements_halves(name, &at),
                 (Tensor::Quads(_), ElementType::F32) => quads_f32(name, &at),
                 (Tensor::SlotsAndQuads(_), ElementType::F32) => quads_of_words(name, &at),
                 (Tensor::Quads(_) | Tensor::SlotsAndQuads(_), _) => quads_packed(name, &at, element),
@@ -99,7 +121,7 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
                 declare_slot(text, name, element);
             }
             if writes {
-                declare_put(text, name, &at, element);
+                declare_put(text, name, &at, (tensor, element));
             }
         }
     }
@@ -107,6 +129,16 @@ pub(crate) fn declare(text: &mut String, index: usize, name: &str, tensor: Tenso
 
 fn quads_f32(name: &str, at: &str) -> (String, String) {
     (format!("{name}[({at}) >> 2u][({at}) & 3u]"), format!("{name}[({at}) >> 2u]"))
+}
+
+/// Widening is exact: the same values as by way of words.
+fn quads_halves(name: &str, at: &str) -> (String, String) {
+    (format!("f32({name}[({at}) >> 2u][({at}) & 3u])"), format!("vec4<f32>({name}[({at}) >> 2u])"))
+}
+
+fn elements_halves(name: &str, at: &str) -> (String, String) {
+    let four = format!("vec4({name}[{at}], {name}[{at} + 1u], {name}[{at} + 2u], {name}[{at} + 3u])");
+    (format!("f32({name}[{at}])"), format!("vec4<f32>({four})"))
 }
 
 fn quads_of_words(name: &str, at: &str) -> (String, String) {
@@ -149,7 +181,16 @@ fn elements_packed(name: &str, at: &str, element: ElementType) -> (String, Strin
     (format!("{widen}({word})[i & 1u]"), four)
 }
 
-fn declare_put(text: &mut String, name: &str, at: &str, element: ElementType) {
+fn declare_put(text: &mut String, name: &str, at: &str, (tensor, element): (Tensor, ElementType)) {
+    if let Tensor::Quads(_) = tensor {
+        return declare_put_quads(text, name, at, element);
+    }
+    put(
+        text,
+        format_args!(
+            "fn {name}_put_quad(i: u32, v: vec4<f32>) {{ {name}_put_pair(i, v.xy, 2u); {name}_put_pair(i + 2u, v.zw, 2u); }}"
+        ),
+    );
     let body = match element {
         ElementType::F32 => {
             put(text, format_args!("fn {name}_put(i: u32, v: f32) {{ {name}[{at}] = v; }}"));
@@ -165,6 +206,30 @@ fn declare_put(text: &mut String, name: &str, at: &str, element: ElementType) {
         }
     };
     put(text, format_args!("fn {name}_put_pair(i: u32, v: vec2<f32>, count: u32) {{ {body} }}"));
+}
+
+/// As [`declare_put`], into vectors of four.
+fn declare_put_quads(text: &mut String, name: &str, at: &str, element: ElementType) {
+    let quad = format!("{name}[({at}) >> 2u]");
+    let (pair, four) = match element {
+        ElementType::F32 => {
+            put(text, format_args!("fn {name}_put(i: u32, v: f32) {{ {quad}[({at}) & 3u] = v; }}"));
+            let pair = format!("{name}_put(i, v.x); if (count == 2u) {{ {name}_put(i + 1u, v.y); }}");
+            (pair, "v".to_string())
+        }
+        ElementType::F16 | ElementType::Bf16 => {
+            let narrow = if element == ElementType::F16 { "narrow_f16" } else { "narrow_bf16" };
+            let word = format!("{quad}[(({at}) >> 1u) & 1u]");
+            let two = format!("{word} = {narrow}(v.x) | ({narrow}(v.y) << 16u);");
+            let one = format!("{word} = {narrow}(v.x) | ({word} & 0xffff0000u);");
+            let words = ["x", "y", "z", "w"].map(|c| format!("{narrow}(v.{c})"));
+            let four =
+                format!("vec2({} | ({} << 16u), {} | ({} << 16u))", words[0], words[1], words[2], words[3]);
+            (format!("if (count == 2u) {{ {two} }} else {{ {one} }}"), four)
+        }
+    };
+    put(text, format_args!("fn {name}_put_pair(i: u32, v: vec2<f32>, count: u32) {{ {pair} }}"));
+    put(text, format_args!("fn {name}_put_quad(i: u32, v: vec4<f32>) {{ {quad} = {four}; }}"));
 }
 
 fn widen(element: ElementType) -> &'static str {

@@ -4,7 +4,7 @@ use super::{OP, Sizes, grid};
 use crate::device::wgpu::{Access, Binding, Launch, Plan, Pool, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
-use crate::ops::{check_equal, check_packed, word};
+use crate::ops::{check_equal, check_packed, sums, word};
 
 impl Wgpu {
     /// See the [module](super). Records into `encoder`; slots that changed since the plan are skipped, and scores that are not
@@ -40,10 +40,16 @@ impl Wgpu {
             ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
             ("router_rank", word(OP, "router_rank", rank)?),
         ]);
+        let [place, sum] = sums(self.tuning());
         let launch = Launch {
             op: OP,
             entry: "attend",
-            body: &[include_str!("../../../shaders/rows.wgsl"), include_str!("../../../shaders/attend.wgsl")],
+            body: &[
+                place,
+                sum,
+                include_str!("../../../shaders/rows.wgsl"),
+                include_str!("../../../shaders/attend.wgsl"),
+            ],
             // Rounded up: one pipeline serves many sizes.
             constants: &[
                 ("QUERY", word(OP, "router_rank", rank.next_power_of_two().max(8))?),

@@ -1,22 +1,29 @@
 //! Grouped on WebGPU: one dispatch for the rows of the routes, one more that combines them.
 
 use super::{Lens, OP, Rows, Sizes, check_pool};
-use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::ops::{Form, Grid, NOTHING_BEHIND, check_equal, check_packed, tile_constants, word};
+use crate::ops::{
+    Form, Grid, LANES, NOTHING_BEHIND, ROWS_SHARED, SHARED_ROWS, check_equal, check_packed, tile_constants,
+    word,
+};
 
 /// Rows of an expert's weight that a workgroup takes.
 const TILE_COLUMNS: usize = 64;
 /// Columns of y that a thread combines.
 const COMBINE_COLUMNS: usize = 4;
 
-/// The launch of the rows for a plan of at most `max_tiles` tiles: a workgroup per tile (64 routes of one expert) and 64 rows
-/// of the weight, 32 of gate and 32 of up where gated.
-pub fn grid(sizes: &Sizes, max_tiles: usize) -> Grid {
-    let columns = if sizes.rows == Rows::Gated { TILE_COLUMNS / 2 } else { TILE_COLUMNS };
+/// The launch of the rows for a plan of at most `max_tiles` tiles: a workgroup per tile (64 routes of one expert, or 16 of
+/// them on lanes) and 64 rows of the weight (8 a lane), half of gate and half of up where gated.
+pub fn grid(sizes: &Sizes, max_tiles: usize, tuning: &Tuning) -> Grid {
+    let (parts, rows) = match tuning.path {
+        Path::Lanes => (TILE_ROWS / SHARED_ROWS, tuning.lane_columns()),
+        Path::Tiles | Path::Matrix => (1, TILE_COLUMNS),
+    };
+    let columns = if sizes.rows == Rows::Gated { rows / 2 } else { rows };
     let blocks = sizes.width().div_ceil(columns);
-    Grid { form: Form::Many, columns, blocks, groups: max_tiles * blocks }
+    Grid { form: Form::Many, columns, blocks, groups: max_tiles * parts * blocks }
 }
 
 /// The launch that combines: a thread per token and four columns.
@@ -94,7 +101,7 @@ impl Wgpu {
         y: View<Y>,
     ) -> Result<()> {
         let Inputs { sizes, plan, pool, .. } = *inputs;
-        let (grid, slots) = (grid(sizes, plan.layout.max_tiles), pool.slots());
+        let (grid, slots) = (grid(sizes, plan.layout.max_tiles, self.tuning()), pool.slots());
         let routes_a_row = if sizes.x_per_route { 1 } else { sizes.top_k };
         let mut params = plan.params()?.to_vec();
         params.extend([
@@ -113,15 +120,19 @@ impl Wgpu {
             ("column_blocks", word(OP, "out_features", grid.blocks)?),
         ]);
         let [tile_m, tile_n, wide] = tile_constants(TILE_COLUMNS, true);
+        let tiles = [
+            NOTHING_BEHIND,
+            include_str!("../../../shaders/tile.wgsl"),
+            include_str!("../../../shaders/grouped.wgsl"),
+        ];
+        let lanes = [ROWS_SHARED, LANES[0], LANES[1], include_str!("../../../shaders/grouped_lanes.wgsl")];
+        let on_lanes = self.tuning().path == Path::Lanes;
+        let gated = ("GATED", u32::from(sizes.rows == Rows::Gated));
         let launch = Launch {
             op: OP,
-            entry: "grouped",
-            body: &[
-                NOTHING_BEHIND,
-                include_str!("../../../shaders/tile.wgsl"),
-                include_str!("../../../shaders/grouped.wgsl"),
-            ],
-            constants: &[tile_m, tile_n, wide, ("GATED", u32::from(sizes.rows == Rows::Gated))],
+            entry: if on_lanes { "grouped_lanes" } else { "grouped" },
+            body: &[&tiles[..], if on_lanes { &lanes } else { &[] }].concat(),
+            constants: &[tile_m, tile_n, wide, gated, ("OWNERS", self.tuning().owners)],
             params: &params,
             bindings: &[
                 Binding::rows("x", inputs.x, sizes.x_stride),
@@ -207,11 +218,17 @@ mod tests {
             x_per_route: false,
             rows,
         };
-        let groups = |rows: Rows, out_features: usize| grid(&sizes(rows, out_features), 5).groups;
+        let tiles = Tuning::plain();
+        let groups = |rows: Rows, out_features: usize| grid(&sizes(rows, out_features), 5, &tiles).groups;
         assert_eq!((groups(Rows::Plain, 64), groups(Rows::Plain, 65)), (5, 10));
         // 32 columns of y are 64 rows of the weight.
         assert_eq!((groups(Rows::Gated, 64), groups(Rows::Gated, 66)), (5, 10));
-        assert_eq!((groups(Rows::Combined, 0), grid(&sizes(Rows::Plain, 64), 0).groups), (0, 0));
+        assert_eq!((groups(Rows::Combined, 0), grid(&sizes(Rows::Plain, 64), 0, &tiles).groups), (0, 0));
+        // 16 of 64 routes, 8 columns a lane.
+        let lanes = Tuning { path: Path::Lanes, owners: 32, ..tiles };
+        let groups = |rows, out_features| grid(&sizes(rows, out_features), 5, &lanes).groups;
+        assert_eq!((groups(Rows::Plain, 256), groups(Rows::Plain, 257)), (20, 40));
+        assert_eq!((groups(Rows::Gated, 256), groups(Rows::Gated, 258)), (20, 40));
         let combine = |out_features: usize| combine_grid(&sizes(Rows::Combined, out_features)).groups;
         assert_eq!((combine(0), combine(1), combine(5)), (0, 2, 3));
         let scratch = |rows: Rows| scratch_len(&sizes(rows, 10));

@@ -5,18 +5,17 @@
 
 use super::{Allow, EPSILON, MAX_TOP_K, OP, Rule, Select, Sizes, Weighting};
 use crate::adapter::LinearRouter;
-use crate::device::wgpu::{Access, Binding, Launch, View, Wgpu};
+use crate::device::wgpu::{Access, Binding, Launch, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, word};
+use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, sums, word};
 
 /// Tokens that a workgroup of the form for many takes.
 const TILE_TOKENS: usize = 16;
 /// Largest `top_k` of that form, whose lists lie beside its tiles: 13.8 of 16 KiB of workgroup memory at most.
 const MANY_TOP_K: usize = 32;
-/// Fewest rows of the router, and tokens, that its tiles pay for.
+/// Fewest rows of the router that its tiles pay for.
 const MANY_EXPERTS: usize = 32;
-const MANY_TOKENS: usize = 8;
 
 /// What the other texts need of a choice without a mask.
 const EVERY: &str = "fn list_of(t: u32) -> u32 { return 0u; }
@@ -87,10 +86,11 @@ pub(crate) fn plain_constants(rule: &Rule, router: &LinearRouter) -> Vec<(&'stat
 
 /// The launch: a workgroup per token reads the router once each; many tokens share it by sixteens, in tiles of 64 or 128 of
 /// its rows.
-pub fn grid(sizes: &Sizes, batch_invariant: bool) -> Grid {
+pub fn grid(sizes: &Sizes, tuning: &Tuning, batch_invariant: bool) -> Grid {
     let Sizes { tokens, rule, .. } = *sizes;
     let rows = sizes.experts.saturating_add(rule.select.rows());
-    let many = rule.top_k <= MANY_TOP_K && rows >= MANY_EXPERTS && (batch_invariant || tokens >= MANY_TOKENS);
+    let many =
+        rule.top_k <= MANY_TOP_K && rows >= MANY_EXPERTS && (batch_invariant || tokens >= tuning.route_many);
     let tokens = if rule.width() == 0 { 0 } else { tokens };
     // Tiles of 128 where they hold no more rows that are not there.
     let columns = if rows.div_ceil(64) % 2 == 0 { 128 } else { 64 };
@@ -170,13 +170,18 @@ impl Wgpu {
             }
             None => EVERY,
         };
-        let Grid { form, columns, groups, .. } = grid(sizes, self.is_batch_invariant());
-        let path = Path::new(form, columns, self.has_wide_tiles());
+        let Grid { form, columns, groups, .. } = grid(sizes, self.tuning(), self.is_batch_invariant());
+        // The form for many has its own sums.
+        let [place, sum] = if form == Form::Few { sums(self.tuning()) } else { [""; 2] };
+        let path = Path::new(form, columns, self.tuning().wide_tiles);
         let launch = Launch {
             op: OP,
             entry: path.entry,
-            body: &[&[GIVEN, mask, SCORE, LIST, include_str!("../../../shaders/route_put.wgsl")], path.body]
-                .concat(),
+            body: &[
+                &[place, sum, GIVEN, mask, SCORE, LIST, include_str!("../../../shaders/route_put.wgsl")],
+                path.body,
+            ]
+            .concat(),
             constants: &[constants(&rule, &router.router, path.lists), path.tile].concat(),
             params: &[
                 ("tokens", word(OP, "tokens", sizes.tokens)?),

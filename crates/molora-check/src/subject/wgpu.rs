@@ -292,6 +292,7 @@ impl Subject for WgpuSubject {
         [
             ("kind", format!("{:?}", info.device_type)),
             ("features", features.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(" ")),
+            ("kernels", self.wgpu.tuning().to_string()),
             ("max_buffer_size", limits.max_buffer_size.to_string()),
             ("max_storage_buffer_binding_size", limits.max_storage_buffer_binding_size.to_string()),
             ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size.to_string()),

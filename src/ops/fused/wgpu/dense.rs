@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ops::fused::check_gate_router;
 use crate::ops::fused::{OP, Sizes};
 use crate::ops::route::{self, Rule, Weighting, WgpuRouter};
-use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, tile_constants, word};
+use crate::ops::{Form, Grid, NOTHING_BEHIND, ROWS_IN_ORDER, check_packed, sums, tile_constants, word};
 
 /// Columns of a tile: rows of the pool, or columns of y.
 const TILE_COLUMNS: usize = 64;
@@ -103,6 +103,7 @@ impl Wgpu {
             ("row_blocks", word(OP, "used_rows", grid.blocks)?),
         ];
         let mut constants = tile_constants(grid.columns, true).to_vec();
+        let [place, sum] = sums(self.tuning());
         let routing: Vec<&str> = match router {
             Some((router, weighting)) => {
                 let rule = Rule::top_k(sizes.top_k, weighting);
@@ -111,11 +112,11 @@ impl Wgpu {
                 bindings.push(Binding::rows("g", router.all()?, sizes.in_features));
                 let rows = include_str!("../../../../shaders/rows.wgsl");
                 let gate = include_str!("../../../../shaders/fused_gate_routed.wgsl");
-                [&[rows], &route::wgpu::PLAIN_TOKEN[..], &[gate]].concat()
+                [&[place, sum, rows], &route::wgpu::PLAIN_TOKEN[..], &[gate]].concat()
             }
             None => {
                 constants.push(("TOP_K", sizes.top_k as u32));
-                vec![include_str!("../../../../shaders/fused_gate_given.wgsl")]
+                vec![place, include_str!("../../../../shaders/fused_gate_given.wgsl")]
             }
         };
         let product =

@@ -5,7 +5,7 @@ use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, View,
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::{OP, Sizes};
-use crate::ops::{Form, Grid, Output, check_packed, word};
+use crate::ops::{Form, Grid, Output, check_packed, sums, word};
 
 /// Most tokens: a lane keeps four sums for each.
 pub const FEW_TOKENS: usize = 16;
@@ -70,10 +70,13 @@ impl Wgpu {
             ("a_stride", word(OP, "a_stride", pool.a_stride())?),
             ("rank_blocks", word(OP, "rank_blocks", shrink.blocks)?),
         ];
+        let [place, sum] = sums(self.tuning());
         let launch = Launch {
             op: OP,
             entry: "fused_few_shrink",
             body: &[
+                place,
+                sum,
                 include_str!("../../../../shaders/rows.wgsl"),
                 include_str!("../../../../shaders/fused_few_shrink.wgsl"),
             ],
@@ -112,7 +115,7 @@ impl Wgpu {
         let launch = Launch {
             op: OP,
             entry: "fused_few",
-            body: &[biased, COLUMNS, include_str!("../../../../shaders/fused_few.wgsl")],
+            body: &[place, sum, biased, COLUMNS, include_str!("../../../../shaders/fused_few.wgsl")],
             constants: &[
                 ("TOKENS", sizes.tokens.next_power_of_two() as u32),
                 ("QUADS", product.columns as u32 / 4),

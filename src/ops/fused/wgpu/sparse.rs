@@ -2,11 +2,15 @@
 
 use super::{BIAS, COLUMNS, NO_BIAS, block_begins, check_slices, column_blocks, slice_ends};
 use crate::adapter::slots::Slots;
-use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, TILE_ROWS, View, Wgpu};
+use crate::device::plan::Layout;
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
-use crate::ops::{Form, Grid, Output, ROWS_IN_ORDER, check_packed, tile_constants, word};
+use crate::ops::{
+    Form, Grid, LANES, Output, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, plan, tile_constants,
+    word,
+};
 
 /// Columns of y that a workgroup takes.
 const TILE_COLUMNS: usize = 64;
@@ -17,16 +21,23 @@ const SHARED_BIAS: &str = "fn topk_weights_at(i: u32) -> f32 { return side_at(i)
 fn bias_of(o: u32) -> f32 { return side_at(params.routes + o); }
 ";
 
-/// The launch: tiles of 64 tokens x 64 columns of one slice.
-pub fn sparse_grid(sizes: &Sizes, slices: &[usize]) -> Grid {
-    let blocks = column_blocks(slices, TILE_COLUMNS);
-    Grid {
-        form: Form::Many,
-        columns: TILE_COLUMNS,
-        blocks,
-        groups: sizes.tokens.div_ceil(TILE_ROWS) * blocks,
-    }
+/// The launch: tiles of 64 tokens x 64 columns of one slice, or on lanes a chunk of tokens x 8 columns a lane.
+pub fn sparse_grid(sizes: &Sizes, slices: &[usize], tuning: &Tuning) -> Grid {
+    let (columns, tokens) = match tuning.path {
+        Path::Lanes => (tuning.lane_columns(), chunk_tokens(sizes)),
+        Path::Tiles | Path::Matrix => (TILE_COLUMNS, TILE_ROWS),
+    };
+    let blocks = column_blocks(slices, columns);
+    Grid { form: Form::Many, columns, blocks, groups: sizes.tokens.div_ceil(tokens) * blocks }
 }
+
+/// Tokens of a chunk of the plan; of any, where there are no routes.
+fn chunk_tokens(sizes: &Sizes) -> usize {
+    let plan = plan::Sizes { tokens: sizes.tokens, top_k: sizes.top_k, experts: 0 };
+    Layout::new(&plan, &device::SHAPE).chunk_routes.checked_div(sizes.top_k).unwrap_or(SHARED_ROWS)
+}
+
+const _: () = assert!(device::CHUNK_TOKENS == SHARED_ROWS, "a chunk's tokens are the rows that lanes share");
 
 impl Wgpu {
     /// Base and the experts of `plan` in one pass; `h` is [`Wgpu::shrink`]'s. Records into `encoder`; slots that changed
@@ -57,7 +68,7 @@ impl Wgpu {
         check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
         check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
         word(OP, "h", h.len())?;
-        let grid = sparse_grid(sizes, slots.slices());
+        let grid = sparse_grid(sizes, slots.slices(), self.tuning());
         if grid.groups == 0 {
             return Ok(());
         }
@@ -98,23 +109,37 @@ impl Wgpu {
             ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
             ("b_stride", word(OP, "b_stride", pool.b_stride())?),
             ("column_blocks", word(OP, "out_features", grid.blocks)?),
+            ("chunk_tokens", word(OP, "tokens", chunk_tokens(sizes))?),
         ]);
         params.extend(slice_ends(slots)?);
-        let [tile_m, tile_n, wide] = tile_constants(grid.columns, true);
+        let [tile_m, tile_n, wide] = tile_constants(TILE_COLUMNS, true);
+        let tiles = [
+            biased,
+            ROWS_IN_ORDER,
+            include_str!("../../../../shaders/tile.wgsl"),
+            COLUMNS,
+            include_str!("../../../../shaders/fused.wgsl"),
+        ];
+        let lanes = [
+            biased,
+            COLUMNS,
+            ROWS_SHARED,
+            LANES[0],
+            LANES[1],
+            include_str!("../../../../shaders/segment.wgsl"),
+            include_str!("../../../../shaders/fused_lanes.wgsl"),
+        ];
+        let on_lanes = self.tuning().path == Path::Lanes;
         let launch = Launch {
             op: OP,
-            entry: "fused_sparse",
-            body: &[
-                biased,
-                ROWS_IN_ORDER,
-                include_str!("../../../../shaders/tile.wgsl"),
-                COLUMNS,
-                include_str!("../../../../shaders/fused.wgsl"),
-            ],
+            entry: if on_lanes { "fused_lanes" } else { "fused_sparse" },
+            body: if on_lanes { &lanes } else { &tiles },
             constants: &[
                 tile_m,
                 tile_n,
                 wide,
+                ("OWNERS", self.tuning().owners),
+                ("GROWN_ROWS", SHARED_ROWS as u32),
                 // More slots of a token are listed in turns: the lists stay small.
                 ("SLOTS", sizes.top_k.clamp(1, 4) as u32),
                 ("WHOLE_QUADS", u32::from(whole_quads(slots))),
@@ -172,10 +197,22 @@ mod tests {
             h_stride: 4,
             output: Output::Sum,
         };
-        let groups = |tokens: usize, slices: &[usize]| sparse_grid(&Sizes { tokens, ..sizes }, slices).groups;
+        let tiles = Tuning::plain();
+        let groups =
+            |tokens: usize, slices: &[usize]| sparse_grid(&Sizes { tokens, ..sizes }, slices, &tiles).groups;
         assert_eq!(groups(0, &[96]), 0);
         assert_eq!((groups(64, &[96]), groups(65, &[96])), (2, 4));
         assert_eq!(groups(1, &[32, 64]), 2);
+        let lanes = Tuning { path: Path::Lanes, owners: 8, ..tiles };
+        let groups = |tokens: usize, top_k: usize, slices: &[usize]| {
+            sparse_grid(&Sizes { tokens, top_k, ..sizes }, slices, &lanes).groups
+        };
+        assert_eq!((groups(16, 2, &[96]), groups(17, 2, &[96]), groups(17, 2, &[32, 64])), (2, 4, 4));
+        assert_eq!(
+            (groups(17, 0, &[64]), groups(17, 100, &[64])),
+            (2, 9),
+            "chunks of whole tokens, 256 routes at most"
+        );
     }
 
     /// The bar: 1.05 times base's bytes, A and B once, x once more, h written and read once.
