@@ -5,7 +5,8 @@
 //     for each block:  sums += x w^T over the inner dimension, straight from memory
 //         each of the four matrices by way of workgroup memory to y: bias added, rounded once
 //
-// Blocks at the end are moved back until they are whole: two may compute, and write, the same sums.
+// Matrices at the end are moved back until they are whole; what another has too is computed twice and written once. A
+// workgroup's columns hold at least one matrix, so that a part of the weight is never left.
 
 const MOST_SUBGROUPS: u32 = 16u; // of 64 lanes, four at least in each
 const BLOCKS_ACROSS: u32 = 64u / (2u * SIDE);
@@ -20,11 +21,17 @@ fn is_there(block: u32, t0: u32, o0: u32) -> bool {
     return block < BLOCKS && t < params.tokens && o < params.out_features;
 }
 
-// The first token and column of one of a block's four matrices.
+// The first token and column that one of a block's four matrices has for itself.
 fn corner(block: u32, part: u32, t0: u32, o0: u32) -> vec2<u32> {
-    let t = t0 + 2u * SIDE * (block / BLOCKS_ACROSS) + SIDE * (part / 2u);
-    let o = o0 + 2u * SIDE * (block % BLOCKS_ACROSS) + SIDE * (part % 2u);
-    return vec2(min(t, params.tokens - SIDE), min(o, params.out_features - SIDE));
+    return vec2(t0, o0) + SIDE * vec2(
+        2u * (block / BLOCKS_ACROSS) + part / 2u,
+        2u * (block % BLOCKS_ACROSS) + part % 2u,
+    );
+}
+
+// Where it begins so that it is whole.
+fn whole(corner: vec2<u32>) -> vec2<u32> {
+    return min(corner, vec2(params.tokens, params.out_features) - SIDE);
 }
 
 // One matrix of every subgroup from workgroup memory to y.
@@ -34,11 +41,13 @@ fn put_matrices(round: u32, part: u32, t0: u32, o0: u32, own: Invocation) {
     for (var i = own.lane; i < own.subgroups * PAIRS; i += 64u) {
         let block = round * own.subgroups + i / PAIRS;
         if (!is_there(block, t0, o0)) { continue; }
-        let at = corner(block, part, t0, o0);
+        let own_corner = corner(block, part, t0, o0);
         let row = i % PAIRS / (SIDE / 2u);
         let column = 2u * (i % (SIDE / 2u));
+        let at = whole(own_corner) + vec2(row, column);
+        if (at.x < own_corner.x || at.y < own_corner.y) { continue; }
         let place = i / PAIRS * SIDE * SIDE + row * SIDE + column;
-        store(at.x + row, at.y + column, vec2(done[place], done[place + 1u]));
+        store(at.x, at.y, vec2(done[place], done[place + 1u]));
     }
     workgroupBarrier();
 }
@@ -50,15 +59,15 @@ fn base_matrix(
     own: Invocation,
 ) {
     // Matrices want control flow without conditions: workgroups and blocks that are not there do another's work.
-    let group = min(group_index(id, groups), params.groups - 1u);
-    let t0 = 64u * (group / params.column_blocks);
+    let group = group_index(id, groups);
+    let t0 = 64u * min(group / params.column_blocks, params.groups / params.column_blocks - 1u);
     let o0 = 64u * (group % params.column_blocks);
     let k = params.in_features;
     let slot = own.subgroup * SIDE * SIDE;
     for (var round = 0u; round * own.subgroups < BLOCKS; round++) {
         let block = round * own.subgroups + own.subgroup;
-        let first = corner(block, 0u, t0, o0);
-        let last = corner(block, 3u, t0, o0);
+        let first = whole(corner(block, 0u, t0, o0));
+        let last = whole(corner(block, 3u, t0, o0));
         var c0 = Totals();
         var c1 = Totals();
         var c2 = Totals();

@@ -149,49 +149,55 @@ fn extend(thread: u32, slice: u32, column: u32, s: ptr<function, Sums>) {
             let b1 = b_quad(rows.y);
             let b2 = b_quad(rows.z);
             let b3 = b_quad(rows.w);
-            let c0 = b_quad(rows.x + 4u);
-            let c1 = b_quad(rows.y + 4u);
-            let c2 = b_quad(rows.z + 4u);
-            let c3 = b_quad(rows.w + 4u);
+            var c0 = b0;
+            var c1 = b1;
+            var c2 = b2;
+            var c3 = b3;
+            if (WIDE == 1u) {
+                c0 = b_quad(rows.x + 4u);
+                c1 = b_quad(rows.y + 4u);
+                c2 = b_quad(rows.z + 4u);
+                c3 = b_quad(rows.w + 4u);
+            }
             if ((turn & 1u) != 0u) {
                 let z = z_of(turn, at, 0u, r, part.rank);
                 (*s).a0 += mix(z, b0, b1, b2, b3);
-                (*s).b0 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b0 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 2u) != 0u) {
                 let z = z_of(turn, at, 1u, r, part.rank);
                 (*s).a1 += mix(z, b0, b1, b2, b3);
-                (*s).b1 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b1 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 4u) != 0u) {
                 let z = z_of(turn, at, 2u, r, part.rank);
                 (*s).a2 += mix(z, b0, b1, b2, b3);
-                (*s).b2 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b2 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 8u) != 0u) {
                 let z = z_of(turn, at, 3u, r, part.rank);
                 (*s).a3 += mix(z, b0, b1, b2, b3);
-                (*s).b3 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b3 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 16u) != 0u) {
                 let z = z_of(turn, at, 4u, r, part.rank);
                 (*s).a4 += mix(z, b0, b1, b2, b3);
-                (*s).b4 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b4 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 32u) != 0u) {
                 let z = z_of(turn, at, 5u, r, part.rank);
                 (*s).a5 += mix(z, b0, b1, b2, b3);
-                (*s).b5 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b5 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 64u) != 0u) {
                 let z = z_of(turn, at, 6u, r, part.rank);
                 (*s).a6 += mix(z, b0, b1, b2, b3);
-                (*s).b6 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b6 += mix(z, c0, c1, c2, c3); }
             }
             if ((turn & 128u) != 0u) {
                 let z = z_of(turn, at, 7u, r, part.rank);
                 (*s).a7 += mix(z, b0, b1, b2, b3);
-                (*s).b7 += mix(z, c0, c1, c2, c3);
+                if (WIDE == 1u) { (*s).b7 += mix(z, c0, c1, c2, c3); }
             }
         }
         at = next;
@@ -221,7 +227,7 @@ fn behind(thread: u32, s: ptr<function, Sums>) {
     }
 }
 
-// One workgroup per 64 tokens and TILE_N columns of a slice; WIDE is 1.
+// One workgroup per 64 tokens and TILE_N columns of a slice.
 @compute @workgroup_size(THREADS)
 fn fused_sparse(
     @builtin(workgroup_id) id: vec3<u32>,
@@ -245,6 +251,6 @@ fn fused_sparse(
     for (var m = m0; m < min(m0 + 8u, own.rows); m++) {
         let t = own.t0 + order[m];
         store_quad(t, o, columns.end, sums[m - m0]);
-        store_quad(t, o + 4u, columns.end, wide_sums[m - m0]);
+        if (WIDE == 1u) { store_quad(t, o + 4u, columns.end, wide_sums[m - m0]); }
     }
 }

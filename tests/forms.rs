@@ -54,6 +54,12 @@ mod on_wgpu {
     }
 
     #[test]
+    fn fused_in_narrow_tiles() {
+        let narrow = |t| Tuning { path: Path::Tiles, wide_fused: false, ..t };
+        on_each(Op::Fused, |wgpu| tuned(wgpu, narrow).batch_invariant(true));
+    }
+
+    #[test]
     fn products_for_every_batch() {
         for op in [Op::Fused, Op::Grouped, Op::Route, Op::Layer] {
             on_each(op, |wgpu| wgpu.batch_invariant(true));

@@ -3,6 +3,7 @@
 
 use molora::Wgpu;
 use molora::device::wgpu::trace::Command;
+use molora::device::wgpu::{Path, Tuning};
 use molora::element::ElementType;
 use molora::ops::fused::Form;
 use molora::ops::grouped::Rows;
@@ -21,8 +22,25 @@ fn devices() -> Vec<Wgpu> {
     all
 }
 
-/// All bytes of y after a case, guards and padding too, and the dispatches that it took.
-fn run(wgpu: &Wgpu, inputs: &Inputs) -> Result<(Vec<u8>, usize), String> {
+/// Every path of many rows that each device has; 64 columns of y are a block of each.
+fn ways() -> Vec<Wgpu> {
+    let all = devices();
+    let of = |wgpu: &Wgpu| {
+        let own = *wgpu.tuning();
+        let tiles = Tuning { path: Path::Tiles, ..own };
+        let lanes = Tuning { path: Path::Lanes, owners: 8, ..own };
+        let matrix = Tuning { path: Path::Matrix, ..own };
+        [tiles, lanes, matrix].into_iter().filter_map(|way| wgpu.tuned(way).ok()).collect::<Vec<_>>()
+    };
+    all.iter().flat_map(of).collect()
+}
+
+fn by_matrices(wgpu: &Wgpu) -> bool {
+    wgpu.tuning().path == Path::Matrix
+}
+
+/// All bytes of y after a case, guards and padding too, and the dispatches that it took, by their kernels.
+fn run(wgpu: &Wgpu, inputs: &Inputs) -> Result<(Vec<u8>, Vec<&'static str>), String> {
     let traced = wgpu.traced();
     let subject = WgpuSubject::new(traced.clone());
     let mut y: Tensor = inputs.y.clone();
@@ -32,13 +50,14 @@ fn run(wgpu: &Wgpu, inputs: &Inputs) -> Result<(Vec<u8>, usize), String> {
         _ => subject.grouped(inputs, &mut y),
     };
     called.map_err(|e| e.to_string())?;
-    let reads = |command: &&Command| match command {
+    let reads = |command: &Command| match command {
         Command::Dispatch(dispatch) => {
-            dispatch.bindings.iter().any(|b| b.name == "w") && !dispatch.entry.contains("shrink")
+            let reads = dispatch.bindings.iter().any(|b| b.name == "w") && !dispatch.entry.contains("shrink");
+            reads.then_some(dispatch.entry)
         }
-        Command::Clear { .. } => false,
+        Command::Clear { .. } => None,
     };
-    let dispatches = traced.take_trace().commands.iter().filter(reads).count();
+    let dispatches = traced.take_trace().commands.iter().filter_map(reads).collect();
     Ok((with_rows!(&y, y => bytemuck::cast_slice::<_, u8>(&y.all).to_vec()), dispatches))
 }
 
@@ -65,6 +84,9 @@ fn several_blocks(op: Op) -> Vec<Case> {
         match op {
             Op::Base => {
                 all.extend([3, 67].map(|tokens| Case { tokens, bias: true, ..case.clone() }));
+                // Rows at places that matrices take.
+                let matrices = Case { padding: 8, ..case.clone() };
+                all.extend((element == ElementType::F16).then_some(matrices));
                 // Rows at places that no four elements share.
                 all.extend((element == ElementType::F32).then(|| Case { in_features: 23, ..case.clone() }));
             }
@@ -88,13 +110,14 @@ fn several_blocks(op: Op) -> Vec<Case> {
 
 #[test]
 fn parts_give_the_bits_of_the_whole() {
-    for wgpu in devices() {
-        let mut most = 0;
+    for wgpu in ways() {
+        let (mut most, mut kernels) = (0, Vec::new());
         for op in [Op::Base, Op::Fused, Op::Grouped] {
             for case in several_blocks(op) {
                 let inputs = Inputs::new(&case);
                 let (whole, one) = run(&wgpu, &inputs).unwrap();
-                assert_eq!(one, 1, "{case}");
+                assert_eq!(one.len(), 1, "{case}");
+                kernels.extend(one);
                 let gated = op == Op::Grouped && case.group.rows == Rows::Gated;
                 // A block alone and two of them; of experts one and two; an expert of gate and up cannot be cut.
                 let rows: &[usize] = match op {
@@ -106,20 +129,25 @@ fn parts_give_the_bits_of_the_whole() {
                     let (parts, dispatches) =
                         run(&wgpu.with_binding_limit(limit(&wgpu, &case, rows)), &inputs)
                             .unwrap_or_else(|why| panic!("{case}, {rows} rows: {why}"));
-                    assert!(dispatches > 1, "{case}: {rows} rows in one dispatch");
+                    assert!(dispatches.len() > 1, "{case}: {rows} rows in one dispatch");
                     assert!(parts == whole, "{case}: parts of {rows} rows");
-                    most = most.max(dispatches);
+                    most = most.max(dispatches.len());
                 }
             }
         }
-        println!("{}: up to {most} parts", wgpu.describe());
+        assert_eq!(by_matrices(&wgpu), kernels.contains(&"base_matrix"), "{kernels:?}");
+        let lanes = wgpu.tuning().path == Path::Lanes;
+        for kernel in ["base_lanes", "fused_lanes", "grouped_lanes"] {
+            assert_eq!(lanes, kernels.contains(&kernel), "{kernels:?}");
+        }
+        println!("{}, {}: up to {most} parts", wgpu.describe(), wgpu.tuning());
     }
 }
 
 /// The table's own cases, sizes 0 and 1 and around every tile's edge, through parts of a block and judged as ever.
 #[test]
 fn every_case_in_parts() {
-    for wgpu in devices() {
+    for wgpu in ways().into_iter().filter(|wgpu| !by_matrices(wgpu)) {
         for op in [Op::Base, Op::Fused, Op::Grouped] {
             let (mut right, mut wrong) = (0, Vec::new());
             let table = cases(op, Extent::Short);

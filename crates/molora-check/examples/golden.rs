@@ -4,8 +4,8 @@
 //! Runs on the first adapter that wgpu finds, within WebGPU's default limits.
 
 use molora::Wgpu;
-use molora::device::wgpu::{Path, Tuning};
 use molora::device::wgpu::trace::{Command, Dispatch, Trace};
+use molora::device::wgpu::{Path, Tuning};
 use molora::element::{Element, ElementType};
 use molora::ops::fused::Form;
 use molora::ops::grouped;
@@ -28,8 +28,8 @@ fn main() -> Result<(), Failure> {
     let adapter = adapters.first().ok_or("no WebGPU adapter here")?;
     let wgpu = Wgpu::open_with(adapter, wgpu::Limits::default())?;
     // What any device can do, in both tiles, and what one with subgroups can. f16 arithmetic is left out: SwiftShader lacks it.
-    let narrow = Tuning { wide_tiles: false, ..Tuning::plain() };
-    let wide = Tuning { wide_tiles: true, ..narrow };
+    let narrow = Tuning { wide_tiles: false, wide_fused: false, ..Tuning::plain() };
+    let wide = Tuning { wide_tiles: true, wide_fused: true, ..narrow };
     let lanes = Tuning { path: Path::Lanes, subgroups: true, ..wide };
     let mut golden = Golden::default();
     for case in cases() {

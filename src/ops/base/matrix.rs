@@ -14,12 +14,15 @@ alias Right = coop_mat16x16<f16, B>;
 alias Totals = coop_mat16x16<f32, C>;
 ";
 
+/// Columns of a workgroup.
+pub(super) const COLUMNS: usize = 64;
+
 /// A matrix loads whole rows at multiples of 16 bytes.
 const STEP: usize = 8;
 
 /// The side of the matrices and its text, where the device has them and every matrix lies inside x, weight and y: f16, at
-/// least a side of tokens and columns, whole sides of the inner dimension, whole pairs of y. Never where one form must serve
-/// every batch size. Tiles take the rest.
+/// least a side of tokens, and of columns in every workgroup, whole sides of the inner dimension, whole pairs of y. Never
+/// where one form must serve every batch size. Tiles take the rest.
 pub(super) fn side<X: Element>(
     sizes: &Sizes,
     tuning: &Tuning,
@@ -29,7 +32,9 @@ pub(super) fn side<X: Element>(
     let side = tuning.matrix.filter(|_| tuning.path == Path::Matrix && tuning.f16 && !batch_invariant)?;
     let n = side as usize;
     let fits = X::TYPE == ElementType::F16
-        && sizes.tokens.min(sizes.out_features) >= n
+        && sizes.tokens >= n
+        && sizes.out_features > 0
+        && (sizes.out_features - 1) % COLUMNS + 1 >= n
         && sizes.in_features > 0
         && sizes.in_features.is_multiple_of(n)
         && sizes.out_features.is_multiple_of(2)

@@ -1,7 +1,9 @@
 //! Grouped on WebGPU: one dispatch for the rows of the routes, one more that combines them.
 
 use super::{Lens, OP, Rows, Sizes, check_pool};
-use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
+use crate::device::wgpu::{
+    self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu,
+};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::{

@@ -3,7 +3,9 @@
 use super::{BIAS, COLUMNS, NO_BIAS, block_begins, check_slices, column_blocks, slice_ends};
 use crate::adapter::slots::Slots;
 use crate::device::plan::Layout;
-use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
+use crate::device::wgpu::{
+    self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu,
+};
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
@@ -112,7 +114,7 @@ impl Wgpu {
             ("chunk_tokens", word(OP, "tokens", chunk_tokens(sizes))?),
         ]);
         params.extend(slice_ends(slots)?);
-        let [tile_m, tile_n, wide] = tile_constants(TILE_COLUMNS, true);
+        let [tile_m, tile_n, wide] = tile_constants(TILE_COLUMNS, self.tuning().wide_fused);
         let tiles = [
             biased,
             ROWS_IN_ORDER,
