@@ -24,15 +24,15 @@ fn devices() -> Vec<Wgpu> {
 
 /// Every path of many rows that each device has; 64 columns of y are a block of each.
 fn ways() -> Vec<Wgpu> {
-    let all = devices();
-    let of = |wgpu: &Wgpu| {
+    let mut all = Vec::new();
+    for wgpu in devices() {
         let own = *wgpu.tuning();
         let tiles = Tuning { path: Path::Tiles, ..own };
         let lanes = Tuning { path: Path::Lanes, owners: 8, ..own };
-        let matrix = Tuning { path: Path::Matrix, ..own };
-        [tiles, lanes, matrix].into_iter().filter_map(|way| wgpu.tuned(way).ok()).collect::<Vec<_>>()
-    };
-    all.iter().flat_map(of).collect()
+        all.extend([tiles, lanes].into_iter().filter_map(|way| wgpu.tuned(way).ok()));
+    }
+    all.extend(Wgpu::adapters().iter().filter_map(|adapter| Wgpu::open_with_matrices(adapter).ok()));
+    all
 }
 
 fn by_matrices(wgpu: &Wgpu) -> bool {

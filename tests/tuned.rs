@@ -123,14 +123,18 @@ fn sums_in_subgroups_and_as_trees_are_right_for_few_rows() {
     }
 }
 
-/// Where the device lists a square shape of f16 into f32; elsewhere nothing can be tested, which is said.
+/// Where the adapter lists a square shape of f16 into f32; elsewhere nothing can be tested, which is said.
 #[test]
 fn base_by_matrices() {
-    for wgpu in devices() {
-        let Some(wgpu) = tuned(&wgpu, |t| Tuning { path: Path::Matrix, f16: true, ..t }) else {
-            println!("not tested: no cooperative matrices on {}", wgpu.describe());
-            continue;
+    for adapter in Wgpu::adapters() {
+        let wgpu = match Wgpu::open_with_matrices(&adapter) {
+            Ok(wgpu) => wgpu,
+            Err(why) => {
+                println!("not tested: {why}");
+                continue;
+            }
         };
+        println!("{}: {}", wgpu.describe(), wgpu.tuning());
         let subject = WgpuSubject::new(wgpu.clone());
         for tokens in [15, 16, 17, 63, 64, 65] {
             // Columns of a last workgroup: just enough for a matrix, and too few.

@@ -31,6 +31,24 @@ pub fn record(wgpu: &Wgpu, mut after: impl FnMut() -> Result<()>) -> Result<()> 
     of_elements::<bf16>(wgpu, &mut after)
 }
 
+/// The base product by cooperative matrices, on a device that has them.
+pub fn matrices(wgpu: &Wgpu, mut after: impl FnMut() -> Result<()>) -> Result<()> {
+    let storage = |len: usize| wgpu.upload(&vec![f16::from_f32(0.0); len]);
+    let (x, y, weight, bias) =
+        (storage(ROWS * WIDTH)?, storage(ROWS * WIDTH)?, storage(WIDTH * WIDTH)?, storage(WIDTH)?);
+    let tokens = TOKENS[2];
+    let (in_features, out_features) = (WIDTH, WIDTH);
+    let sizes = base::Sizes { tokens, in_features, out_features, x_stride: WIDTH, y_stride: WIDTH };
+    let (x, y, weight) =
+        (view(&x, tokens * WIDTH)?, view(&y, tokens * WIDTH)?, view::<f16>(&weight, WIDTH * WIDTH)?);
+    for (case, bias) in [("f16", None), ("f16.bias", Some(view(&bias, WIDTH)?))] {
+        hook::set_case(case);
+        wgpu.base(&mut wgpu.encoder(), &sizes, weight, bias, x, y)?;
+        after()?;
+    }
+    Ok(())
+}
+
 /// Every variant of every shader that this device's own tuning can meet.
 pub fn all(wgpu: &Wgpu, mut after: impl FnMut() -> Result<()>) -> Result<()> {
     for element in ElementType::ALL {

@@ -73,7 +73,15 @@ pub fn run(gpu: &Gpu, what: &What) -> Result<()> {
     };
     if what.wgsl.is_empty() {
         let wgpu = molora::Wgpu::open(adapter)?;
-        if what.all { list::all(&wgpu, &mut after)? } else { list::record(&wgpu, &mut after)? }
+        if what.all {
+            list::all(&wgpu, &mut after)?
+        } else {
+            list::record(&wgpu, &mut after)?
+        }
+        // Those that have no matrices say so; the table holds who has them.
+        if let Ok(wgpu) = molora::Wgpu::open_with_matrices(adapter) {
+            list::matrices(&wgpu, &mut after)?;
+        }
     } else {
         texts(adapter, &what.wgsl)?;
         after()?;

@@ -64,6 +64,7 @@ pub fn main() -> Result<()> {
         println!("{TABLE} is written");
     }
     let mut wrong = table::spills(&found.table, &allowed);
+    wrong.extend(table::without_matrices(&found.table));
     if !what.all {
         wrong.extend(against_table(&read(&root.join(TABLE))?, &found, &gpus)?);
         if names.is_empty() {

@@ -106,6 +106,12 @@ pub fn spills(found: &Table, allowed: &[Allowed]) -> Vec<String> {
     wrong
 }
 
+/// Kernels of cooperative matrices whose compiler made no matrix instruction.
+pub fn without_matrices(found: &Table) -> Vec<String> {
+    let lost = found.iter().filter(|((_, name), f)| name.contains("/base_matrix") && f.matrix == 0);
+    lost.map(|((gpu, name), _)| format!("{gpu} {name}: no matrix instruction")).collect()
+}
+
 /// Exceptions that nothing needs any more; only for runs that compile all that the table holds.
 pub fn stale(found: &Table, allowed: &[Allowed]) -> Vec<String> {
     let used = |a: &&Allowed| !found.iter().any(|((gpu, name), f)| f.spills > 0 && a.covers(gpu, name));
@@ -222,6 +228,17 @@ mod tests {
         }
         assert_eq!(worse(&table, &Table::new()).len(), 1);
         assert_eq!(worse(&Table::new(), &table).len(), 1);
+    }
+
+    #[test]
+    fn matrices_without_their_instructions_are_said() {
+        let named = |name: &str, matrix: u64| {
+            let figures = one(|f| f.matrix = matrix).into_values().next().unwrap();
+            Table::from([(("navi31".to_string(), name.to_string()), figures)])
+        };
+        assert!(without_matrices(&named("f16/base_matrix", 4)).is_empty());
+        assert_eq!(without_matrices(&named("f16/base_matrix#2", 0)).len(), 1);
+        assert!(without_matrices(&named("f16/base_many", 0)).is_empty());
     }
 
     #[test]

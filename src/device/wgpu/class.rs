@@ -19,6 +19,25 @@ pub struct Traits {
     pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
 }
 
+impl Traits {
+    /// Those of an adapter, or of a device on it.
+    pub(super) fn new(
+        info: &wgpu::AdapterInfo,
+        features: wgpu::Features,
+        limits: &wgpu::Limits,
+        matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    ) -> Self {
+        Self {
+            vendor: info.vendor,
+            device_type: info.device_type,
+            features,
+            invocations: limits.max_compute_invocations_per_workgroup,
+            subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
+            matrices,
+        }
+    }
+}
+
 /// Devices that are alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -85,8 +104,8 @@ pub enum Path {
     Tiles,
     /// Rows handed from lane to lane, no workgroup memory: devices with subgroup operations.
     Lanes,
-    /// Cooperative matrices where x and weight are f16; tiles for other elements. No class takes it by itself, only a
-    /// caller who asks for it: 8 x 8 has run on a software driver, 16 x 16 nowhere.
+    /// Cooperative matrices where x and weight are f16; tiles for other elements. No class takes it by itself, see
+    /// [`Wgpu::open_with_matrices`](super::Wgpu::open_with_matrices): 8 x 8 has run on a software driver, 16 x 16 nowhere.
     Matrix,
 }
 
@@ -176,7 +195,10 @@ impl Tuning {
 fn matrix_of(traits: &Traits) -> Option<u32> {
     use wgpu::CooperativeScalarType::{F16, F32};
     let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
-    if !traits.features.contains(needed) {
+    // lavapipe lists its matrices at every width of its vectors and has them at subgroups of 8: at 4 it refuses the
+    // device, at 16 its compiler crashes.
+    let elsewhere = traits.device_type == wgpu::DeviceType::Cpu && traits.subgroup_sizes != [8, 8];
+    if !traits.features.contains(needed) || elsewhere {
         return None;
     }
     let square = |m: &wgpu::CooperativeMatrixProperties, n: u32| {
@@ -284,9 +306,12 @@ mod tests {
         assert_eq!(f16.refused(&bare), Some("f16 arithmetic"));
         let matrix = Tuning { path: Path::Matrix, matrix: Some(16), ..tuning };
         assert_eq!(matrix.refused(&full), Some("cooperative matrices of that shape"));
-        let eight = Traits { matrices: vec![shape([8; 3], CooperativeScalarType::F32)], ..full };
+        let eight = vec![shape([8; 3], CooperativeScalarType::F32)];
+        let eight = Traits { matrices: eight, subgroup_sizes: [8, 8], ..full };
         assert_eq!(matrix.refused(&eight), Some("cooperative matrices of that shape"));
         assert_eq!(Tuning { matrix: Some(8), ..matrix }.refused(&eight), None);
+        let wider = Traits { subgroup_sizes: [16, 16], ..eight };
+        assert!(Tuning { matrix: Some(8), ..matrix }.refused(&wider).is_some());
     }
 
     #[test]

@@ -91,22 +91,50 @@ impl Wgpu {
 
     /// A device of its own on this adapter, with these limits: WebGPU's default ones suffice.
     pub fn open_with(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<Self> {
+        Self::open_as(adapter, limits, Vec::new())
+    }
+
+    /// As [`Self::open`], with products by [cooperative matrices](Path::Matrix) where the element is f16.
+    ///
+    /// Only for who asks: it is an experiment of wgpu's, and some drivers list shapes that they cannot compile. An error
+    /// where the adapter lists no square of 8 or 16 of f16 with f32 sums.
+    pub fn open_with_matrices(adapter: &wgpu::Adapter) -> Result<Self> {
+        let matrices = adapter.cooperative_matrix_properties();
+        let traits =
+            Traits::new(&adapter.get_info(), adapter.features(), &adapter.limits(), matrices.clone());
+        if Tuning::of(&traits).matrix.is_none() {
+            let (device, shapes) = (format!("wgpu {}", adapter.get_info().name), matrices.len());
+            let reason = format!(
+                "expected cooperative matrices of 8 x 8 x 8 or 16 x 16 x 16, f16 with f32 sums, found none that can be \
+                 used among {shapes} shapes"
+            );
+            return Err(Error::Device { device, reason });
+        }
+        let wgpu = Self::open_as(adapter, adapter.limits(), matrices)?;
+        let tuning = Tuning { path: Path::Matrix, ..wgpu.tuning };
+        wgpu.tuned(tuning)
+    }
+
+    /// With cooperative matrices where there are shapes of them.
+    fn open_as(
+        adapter: &wgpu::Adapter,
+        limits: wgpu::Limits,
+        matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    ) -> Result<Self> {
         let info = adapter.get_info();
         let lost = |reason: String| Error::Device { device: format!("wgpu {}", info.name), reason };
-        let wanted = wgpu::Features::TIMESTAMP_QUERY
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SUBGROUP
             | wgpu::Features::PIPELINE_CACHE
-            | wgpu::Features::SHADER_F16
-            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        let features = adapter.features() & wanted;
-        let matrices = adapter.cooperative_matrix_properties();
-        let experimental_features = if features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            | wgpu::Features::SHADER_F16;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if !matrices.is_empty() {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: the one experimental feature asked for is cooperative matrices; kernels use only shapes that
             // the adapter lists (`class::Tuning`), inside the bounds that `check()` proves.
-            unsafe { wgpu::ExperimentalFeatures::enabled() }
-        } else {
-            wgpu::ExperimentalFeatures::disabled()
-        };
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
+        let features = adapter.features() & wanted;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("molora"),
             required_features: features,
@@ -143,14 +171,7 @@ impl Wgpu {
     ) -> Self {
         let limits = device.limits();
         let status = status::buffer(&device);
-        let traits = Traits {
-            vendor: info.vendor,
-            device_type: info.device_type,
-            features: device.features(),
-            invocations: limits.max_compute_invocations_per_workgroup,
-            subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
-            matrices,
-        };
+        let traits = Traits::new(&info, device.features(), &limits, matrices);
         let tuning = Tuning::of(&traits);
         let shared = Shared {
             info,
