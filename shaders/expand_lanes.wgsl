@@ -2,7 +2,7 @@
 //
 //     for each expert of the chunks, lowest first, for each sixteen of its routes there:
 //         four lanes load ids, weights and h of four routes each, and hand h out: sums of 16 routes x 8 columns
-//         grown[row of a route] += weight scaling sum
+//         grown[row of a route] += weight scaling sum; a token's first route stores, its last one adds to y where AT_ONCE
 //
 // A token's routes come in the order of their experts, whatever the other tokens.
 
@@ -25,10 +25,27 @@ fn route_of(chunk0: u32, s: Segments, i: u32) -> u32 {
     return route_at(chunk0 + c, s.begin[c] + rest);
 }
 
+// Beside a row: the token has no route behind this one.
+const LAST: u32 = 0x80000000u;
+// More routes of a token cost more to look through than its row in workgroup memory does.
+const FEW_ROUTES: u32 = 8u;
+
+// LAST, where it is of use, for a token's last route, whose expert is the highest; the `row`-th token behind route `first` owns route n.
+fn last_of(row: u32, first: u32, n: u32) -> u32 {
+    if (AT_ONCE == 0u || params.top_k > FEW_ROUTES) { return 0u; }
+    let e = plan[params.at_ids + n];
+    let begin = first + row * params.top_k;
+    for (var i = begin; i < begin + params.top_k; i++) {
+        let other = plan[params.at_ids + i];
+        if (other != NONE && (other > e || (other == e && i > n))) { return 0u; }
+    }
+    return LAST;
+}
+
 // A lane's four routes of sixteen.
 struct Routes {
     n: vec4<u32>,
-    row: vec4<u32>, // of the workgroup; NONE where nothing is added
+    row: vec4<u32>, // of the workgroup, and LAST; NONE where nothing is added
     weight: vec4<f32>,
 }
 
@@ -41,6 +58,7 @@ fn routes_of(chunk0: u32, s: Segments, i: vec4<u32>, count: u32) -> Routes {
     if (PER_ROUTE == 1u) {
         row = n;
     } else {
+        row |= vec4(last_of(row.x, first, n.x), last_of(row.y, first, n.y), last_of(row.z, first, n.z), last_of(row.w, first, n.w));
         weight = vec4(topk_weights_at(n.x), topk_weights_at(n.y), topk_weights_at(n.z), topk_weights_at(n.w));
         // Not a product with 0: h may be infinite.
         let good = vec4(is_finite(weight.x), is_finite(weight.y), is_finite(weight.z), is_finite(weight.w));
@@ -50,32 +68,66 @@ fn routes_of(chunk0: u32, s: Segments, i: vec4<u32>, count: u32) -> Routes {
     return Routes(n, select(vec4(NONE), row, i < vec4(count)), weight);
 }
 
-// A bit for each of the 64 rows that a route reached.
+// A bit for each of the 64 rows: those that a route reached, and those that are in y.
 var<private> touched: vec2<u32>;
+var<private> finished: vec2<u32>;
 
-// One route's sums to their row.
-fn grow(row: u32, factor: f32, low: vec4<f32>, high: vec4<f32>, column: u32, own: Invocation) {
-    if (row == NONE) { return; }
+fn bit_of(row: u32) -> vec2<u32> {
+    return select(vec2(1u << (row & 31u), 0u), vec2(0u, 1u << (row & 31u)), row >= 32u);
+}
+
+fn finish_both(row: u32, column: u32, low: vec4<f32>, high: vec4<f32>) {
+    if (column < params.out_features) { finish(row, column, low); }
+    if (column + 4u < params.out_features) { finish(row, column + 4u, high); }
+}
+
+// The same where y is f32 in whole fours: few instructions, since drivers have sixteen copies of them.
+fn finish_fours(row: u32, column: u32, low: vec4<f32>, high: vec4<f32>) {
+    let at = row * params.y_stride + column;
+    if (column < params.out_features) { y_put_quad(at, add_old(at, low)); }
+    if (column + 4u < params.out_features) { y_put_quad(at + 4u, add_old(at + 4u, high)); }
+}
+
+fn add_old(at: u32, v: vec4<f32>) -> vec4<f32> {
+    if (ACCUMULATE == 1u) { return v + y_quad(at); }
+    return v;
+}
+
+// One route's sums to their row; row0 is the workgroup's first.
+fn grow(row0: u32, marked: u32, factor: f32, low: vec4<f32>, high: vec4<f32>, column: u32, own: Invocation) {
+    if (marked == NONE) { return; }
     if (PER_ROUTE == 1u) {
-        if (column < params.out_features) { finish(row, column, factor * low); }
-        if (column + 4u < params.out_features) { finish(row, column + 4u, factor * high); }
+        finish_both(marked, column, factor * low, factor * high);
         return;
     }
-    touched |= select(vec2(1u << (row & 31u), 0u), vec2(0u, 1u << (row & 31u)), row >= 32u);
+    let row = marked & ~LAST;
+    let bit = bit_of(row);
     let at = grown_at(row, 0u, own);
-    grown[at] += factor * low;
-    grown[at + OWNERS] += factor * high;
+    var a = factor * low;
+    var b = factor * high;
+    if (any((touched & bit) != vec2<u32>())) {
+        a += grown[at];
+        b += grown[at + OWNERS];
+    }
+    touched |= bit;
+    if (marked != row) {
+        finished |= bit;
+        finish_fours(row0 + row, column, a, b);
+    } else {
+        grown[at] = a;
+        grown[at + OWNERS] = b;
+    }
 }
 
 // Four routes, one of each of the subgroup's first four lanes.
-fn grow_four(row: u32, factor: f32, low: mat4x4<f32>, high: mat4x4<f32>, column: u32, own: Invocation) {
-    grow(subgroupBroadcast(row, 0u), subgroupBroadcast(factor, 0u), low[0], high[0], column, own);
-    grow(subgroupBroadcast(row, 1u), subgroupBroadcast(factor, 1u), low[1], high[1], column, own);
-    grow(subgroupBroadcast(row, 2u), subgroupBroadcast(factor, 2u), low[2], high[2], column, own);
-    grow(subgroupBroadcast(row, 3u), subgroupBroadcast(factor, 3u), low[3], high[3], column, own);
+fn grow_four(row0: u32, row: u32, factor: f32, low: mat4x4<f32>, high: mat4x4<f32>, column: u32, own: Invocation) {
+    grow(row0, subgroupBroadcast(row, 0u), subgroupBroadcast(factor, 0u), low[0], high[0], column, own);
+    grow(row0, subgroupBroadcast(row, 1u), subgroupBroadcast(factor, 1u), low[1], high[1], column, own);
+    grow(row0, subgroupBroadcast(row, 2u), subgroupBroadcast(factor, 2u), low[2], high[2], column, own);
+    grow(row0, subgroupBroadcast(row, 3u), subgroupBroadcast(factor, 3u), low[3], high[3], column, own);
 }
 
-fn add_sixteen(routes: Routes, slot: Slot, column: u32, own: Invocation) {
+fn add_sixteen(row0: u32, routes: Routes, slot: Slot, column: u32, own: Invocation) {
     // Columns behind the last are computed and not stored.
     let low = min(column, params.b_stride - 4u);
     let high = min(column + 4u, params.b_stride - 4u);
@@ -106,18 +158,17 @@ fn add_sixteen(routes: Routes, slot: Slot, column: u32, own: Invocation) {
         b3 += b * h3;
     }
     let factors = slot.scaling * routes.weight;
-    grow_four(routes.row.x, factors.x, a0, b0, column, own);
-    grow_four(routes.row.y, factors.y, a1, b1, column, own);
-    grow_four(routes.row.z, factors.z, a2, b2, column, own);
-    grow_four(routes.row.w, factors.w, a3, b3, column, own);
+    grow_four(row0, routes.row.x, factors.x, a0, b0, column, own);
+    grow_four(row0, routes.row.y, factors.y, a1, b1, column, own);
+    grow_four(row0, routes.row.z, factors.z, a2, b2, column, own);
+    grow_four(row0, routes.row.w, factors.w, a3, b3, column, own);
 }
 
 // Rows of y of one chunk's routes without an expert, which come last.
 fn finish_rest(chunk: u32, begin: u32, count: u32, column: u32) {
     for (var i = begin; i < count; i++) {
         let row = route_at(chunk, i);
-        if (column < params.out_features) { finish(row, column, vec4<f32>()); }
-        if (column + 4u < params.out_features) { finish(row, column + 4u, vec4<f32>()); }
+        finish_both(row, column, vec4<f32>(), vec4<f32>());
     }
 }
 
@@ -133,9 +184,7 @@ fn expand_lanes(
     let column = 8u * (OWNERS * (group % params.column_blocks) + own.lane);
     let chunks = chunk0 + vec4(0u, 1u, 2u, 3u);
     let counts = min(vec4(params.chunk_routes), params.routes - min(chunks * params.chunk_routes, vec4(params.routes)));
-    if (PER_ROUTE == 0u) {
-        for (var at = own.lane; at < 2u * GROWN_ROWS * OWNERS; at += OWNERS) { grown[at] = vec4<f32>(); }
-    }
+    let row0 = chunk0 * params.chunk_routes / params.top_k;
     var s = Segments(vec4<u32>(), vec4<u32>());
     loop {
         let heads = vec4(
@@ -158,7 +207,7 @@ fn expand_lanes(
             slot.rank = 0u; // its rows of y become zeros
         }
         for (var i = 0u; i < count; i += 16u) {
-            add_sixteen(routes_of(chunk0, s, i + shared_place(own), count), slot, column, own);
+            add_sixteen(row0, routes_of(chunk0, s, i + shared_place(own), count), slot, column, own);
         }
     }
     if (PER_ROUTE == 1u) {
@@ -170,12 +219,16 @@ fn expand_lanes(
         }
         return;
     }
-    let row0 = chunk0 * params.chunk_routes / params.top_k;
+    // What no last route finished: rows of many routes, without any, or whose last one did not count.
     let rows = (counts.x + counts.y + counts.z + counts.w) / params.top_k;
     for (var row = 0u; row < rows; row++) {
-        if (ACCUMULATE == 1u && ((select(touched.x, touched.y, row >= 32u) >> (row & 31u)) & 1u) == 0u) { continue; }
-        let at = grown_at(row, 0u, own);
-        if (column < params.out_features) { finish(row0 + row, column, grown[at]); }
-        if (column + 4u < params.out_features) { finish(row0 + row, column + 4u, grown[at + OWNERS]); }
+        let bit = bit_of(row);
+        if (any((finished & bit) != vec2<u32>())) { continue; }
+        if (any((touched & bit) != vec2<u32>())) {
+            let at = grown_at(row, 0u, own);
+            finish_both(row0 + row, column, grown[at], grown[at + OWNERS]);
+        } else if (ACCUMULATE == 0u) {
+            finish_both(row0 + row, column, vec4<f32>(), vec4<f32>());
+        }
     }
 }

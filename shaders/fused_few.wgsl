@@ -11,8 +11,9 @@ const SUMS: u32 = TOKENS * QUADS;
 
 var<workgroup> partial: array<vec4<f32>, SUMS * PARTIALS>;
 
-// This lane's share of a token's experts, eight columns from `column` of the slice on (four: the first).
-fn experts_of(t: u32, lane: u32, slice: u32, column: u32) -> array<vec4<f32>, 2> {
+// Gives this lane's share of a token's experts, eight columns from `column` of the slice on (four: the first).
+fn give_experts(t: u32, own: Invocation, slice: u32, column: u32) {
+    let lane = own.lane;
     var low = vec4<f32>();
     var high = vec4<f32>();
     let routes = select(0u, params.top_k, t < params.tokens);
@@ -31,7 +32,8 @@ fn experts_of(t: u32, lane: u32, slice: u32, column: u32) -> array<vec4<f32>, 2>
             if (QUADS == 2u) { high += z * b_quad(at + 4u); }
         }
     }
-    return array<vec4<f32>, 2>(low, high);
+    give(own, t * QUADS, low);
+    if (QUADS == 2u) { give(own, t * QUADS + 1u, high); }
 }
 
 fn weights_at(rows: vec4<u32>, i: u32) -> mat4x4<f32> {
@@ -50,15 +52,13 @@ fn fused_few(
     let columns = columns_of(group, 4u * QUADS);
     let k = params.in_features;
     let last = params.tokens - 1u;
-    var sums: array<vec4<f32>, SUMS>;
     for (var t = 0u; t < TOKENS; t++) {
-        let experts = experts_of(t, lane, columns.slice, columns.begin - columns.first);
-        sums[t * QUADS] = experts[0];
-        if (QUADS == 2u) { sums[t * QUADS + QUADS - 1u] = experts[1]; }
+        give_experts(t, own, columns.slice, columns.begin - columns.first);
     }
     // Rows that are not there repeat the last one; nobody reads their sums.
     let low_rows = min(columns.begin + vec4(0u, 1u, 2u, 3u), vec4(columns.end - 1u)) * k;
     let high_rows = min(columns.begin + vec4(4u, 5u, 6u, 7u), vec4(columns.end - 1u)) * k;
+    var sums: array<vec4<f32>, SUMS>;
     for (var i = 4u * lane; i + 4u <= k; i += 4u * LANES) {
         let low = weights_at(low_rows, i);
         var high = mat4x4<f32>();
@@ -81,7 +81,7 @@ fn fused_few(
             }
         }
     }
-    for (var i = 0u; i < SUMS; i++) { give(own, i, sums[i]); }
+    for (var i = 0u; i < SUMS; i++) { give_more(own, i, sums[i]); }
     join(own, SUMS);
     for (var i = lane; i < params.tokens * QUADS; i += LANES) {
         store_quad(i / QUADS, columns.begin + 4u * (i % QUADS), columns.end, partial[i * PARTIALS]);

@@ -12,6 +12,12 @@ fn give(own: Invocation, i: u32, v: vec4<f32>) {
     if (own.place == 0u) { partial[i * PARTIALS + own.subgroup] = sum; }
 }
 
+// More of a sum that it gave before.
+fn give_more(own: Invocation, i: u32, v: vec4<f32>) {
+    let sum = subgroupAdd(v);
+    if (own.place == 0u) { partial[i * PARTIALS + own.subgroup] += sum; }
+}
+
 fn join(own: Invocation, count: u32) {
     workgroupBarrier();
     for (var i = own.lane; i < count; i += 64u) {

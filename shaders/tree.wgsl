@@ -6,6 +6,9 @@ const PARTIALS: u32 = 64u; // of a sum in `partial`
 // This lane's share of sum i.
 fn give(own: Invocation, i: u32, v: vec4<f32>) { partial[i * PARTIALS + own.lane] = v; }
 
+// More of a sum that it gave before.
+fn give_more(own: Invocation, i: u32, v: vec4<f32>) { partial[i * PARTIALS + own.lane] += v; }
+
 // Adds the shares of `count` sums into partial[i * PARTIALS]; between two barriers.
 fn join(own: Invocation, count: u32) {
     workgroupBarrier();

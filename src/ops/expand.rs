@@ -206,6 +206,9 @@ impl Wgpu {
             ("column_blocks", word(OP, "out_features", grid.blocks)?),
         ]);
         let on_lanes = grid.form == Form::Many && self.tuning().path == Path::Lanes;
+        let fours = [y.first, y.len(), sizes.y_stride, sizes.out_features];
+        let whole = Y::TYPE == crate::ElementType::F32 && sizes.output != Output::PerRoute;
+        let at_once = whole && fours.iter().all(|n| n.is_multiple_of(4));
         let lanes = [
             include_str!("../../shaders/expand.wgsl"),
             LANES[0],
@@ -226,6 +229,7 @@ impl Wgpu {
                 ("OWNERS", OWNERS as u32),
                 ("CHUNKS", CHUNKS as u32),
                 ("GROWN_ROWS", (CHUNKS * device::CHUNK_TOKENS) as u32),
+                ("AT_ONCE", u32::from(on_lanes && at_once)),
                 ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),
                 ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
                 ("ACCUMULATE", u32::from(sizes.accumulate)),

@@ -68,6 +68,11 @@ pub fn set_case(case: &str) {
     state().case = Some(case.to_string());
 }
 
+/// Pipelines that follow are wgpu's own, until the next name.
+pub fn clear_case() {
+    state().case = None;
+}
+
 /// What was measured since the last call.
 pub fn take() -> Vec<Pipeline> {
     std::mem::take(&mut state().found)

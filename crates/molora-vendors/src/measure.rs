@@ -78,6 +78,7 @@ pub fn run(gpu: &Gpu, what: &What) -> Result<()> {
         } else {
             list::record(&wgpu, &mut after)?
         }
+        hook::clear_case();
         // Those that have no matrices say so; the table holds who has them.
         if let Ok(wgpu) = molora::Wgpu::open_with_matrices(adapter) {
             list::matrices(&wgpu, &mut after)?;
