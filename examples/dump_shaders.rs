@@ -22,7 +22,7 @@ fn main() -> Result<(), Failure> {
             for width in [8, 6] {
                 // What no device lacks, in both tiles, and what this one takes.
                 let plain = Tuning { class: wgpu.tuning().class, ..Tuning::plain() };
-                for tuning in [plain, Tuning { wide_tiles: true, wide_fused: false, ..plain }] {
+                for tuning in [plain, Tuning { wide_tiles: true, wide_fused: true, ..plain }] {
                     let wgpu = wgpu.batch_invariant(batch_invariant).tuned(tuning)?;
                     variants::<f32>(&wgpu, element, width)?;
                     variants::<f16>(&wgpu, element, width)?;

@@ -78,7 +78,7 @@ impl Class {
             path: Path::Tiles,
             owners: 32,
             wide_tiles: false,
-            wide_fused: true,
+            wide_fused: false,
             subgroups: true,
             f16: true,
             matrix: None,
@@ -89,10 +89,11 @@ impl Class {
         };
         match self {
             // A load costs as many scalar loads as it has lanes, whatever their addresses.
-            Self::Software => Tuning { path: Path::Lanes, wide_tiles: true, ..hardware },
-            // 255 registers of a thread do not hold 8 x 8 sums and 32 numbers of B, nor do Apple's 128.
-            Self::Nvidia | Self::Apple => Tuning { wide_fused: false, ..hardware },
-            Self::Amd | Self::Intel | Self::Qualcomm | Self::Other => hardware,
+            Self::Software => Tuning { path: Path::Lanes, wide_tiles: true, wide_fused: true, ..hardware },
+            Self::Amd | Self::Intel | Self::Qualcomm => Tuning { wide_fused: true, ..hardware },
+            // 255 registers of a thread do not hold 8 x 8 sums and 32 numbers of B, nor do Apple's 128, whose driver on
+            // Linux names Mesa as its vendor.
+            Self::Nvidia | Self::Apple | Self::Other => hardware,
         }
     }
 }
