@@ -247,7 +247,7 @@ def run_case(case, **variables):
 def tests():
     """The tests' files that faults name, built: file -> program."""
     files = sorted({fault.case.split()[1] for fault in FAULTS if fault.case.startswith("test ")})
-    arguments = ["-p", "molora", "--no-default-features", "--features", "cuda", "--no-run", "--message-format", "json"]
+    arguments = ["--workspace", "--no-run", "--message-format", "json"]
     arguments += [part for file in files for part in ("--test", file)]
     done = subprocess.run(["cargo", "test", "-q", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -305,9 +305,7 @@ def attempt(fault, compiler, bin_folder):
 
 def build():
     """The runner and the machine."""
-    for arguments in [["-p", "ptx-machine"],
-                      ["-p", "molora-check", "--no-default-features", "--features", "cuda", "--example", "case"]]:
-        subprocess.run(["cargo", "build", "-q", *arguments], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "-q", "--workspace", "--lib", "--example", "case"], cwd=ROOT, check=True)
     folder = OUT / "libcuda"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ["libcuda.so", "libcuda.so.1"]:
