@@ -77,7 +77,6 @@ step fmt cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets -- -D warnings
 # The library alone: a member of the workspace may switch features on for all.
 step 'build without features' combination --no-default-features
-step 'tests of the approximate index' cargo test -p molora --no-default-features --features usearch --test approximate
 step documentation document
 step 'tests on lavapipe' lavapipe "${suite[@]}"
 # What is quick there; the long run has the whole suite on it, and Dawn below has cases of every operation.
@@ -120,6 +119,7 @@ if [ -n "$long" ]; then
     step 'tests on AArch64' tests/arm.sh
     step 'clippy without features' combination --all-targets --no-default-features
     step 'clippy with usearch' combination --all-targets --no-default-features --features usearch
+    step 'tests of the approximate index' cargo test -p molora --no-default-features --features usearch --test approximate
     step 'clippy with cuda' combination --all-targets --features cuda
     step 'clippy with cuda alone' combination --all-targets --no-default-features --features cuda
     step demo demo
