@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The one test command, here and in CI. `tests/run.sh` stays under 30 minutes on two cores; `--long` adds the long
-# tables of cases, OpenGL, the CPU's NEON kernels, clippy of every feature combination, the demo, more orders of execution,
-# and CUDA's kernels by a second compiler. No GPU is needed.
+# tables of cases, the whole suite on SwiftShader, OpenGL and lavapipe 26, CUDA's kernels for older cards, in more orders of
+# execution and by a second compiler, the CPU's NEON kernels, clippy of every feature combination, and the demo. No GPU is
+# needed.
 #
 # Every step runs even after a failure; a table of results and seconds closes the run; any failure fails the run.
 # MOLORA_REQUIRE names the devices that a run must find: a wrong driver path is then a failure and not a quiet pass.
@@ -53,7 +54,7 @@ document() { RUSTDOCFLAGS="-D warnings" cargo doc -p molora -p molora-check --no
 # Always the whole workspace: with `-p`, cargo settles on other features of the dependencies and compiles them anew.
 suite=(cargo test --workspace --tests --no-fail-fast)
 dump_shaders() {
-    rm -rf target/tint/wgsl && cargo build -q --workspace --examples &&
+    rm -rf target/tint/wgsl && cargo build -q --workspace --example dump_shaders --example golden &&
         "${CARGO_TARGET_DIR:-target}/debug/examples/dump_shaders" target/tint/wgsl
 }
 # The golden subset comes from lavapipe (its answers judged first) and is repeated by Dawn on SwiftShader.
@@ -76,14 +77,10 @@ step fmt cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets -- -D warnings
 # The library alone: a member of the workspace may switch features on for all.
 step 'build without features' combination --no-default-features
-step 'build with cuda' combination --features cuda
-step 'build with cuda alone' combination --no-default-features --features cuda
-step 'build with usearch' combination --all-targets --no-default-features --features usearch
-step 'tests of the approximate index' cargo test -p molora --no-default-features --features usearch --test approximate
 step documentation document
 step 'tests on lavapipe' lavapipe "${suite[@]}"
-# The kernels' own tests; the long run has the whole suite on it.
-kernels=(route attend plan shrink expand base fused grouped fused_wgpu grouped_wgpu route_wgpu layer status)
+# What is quick there; the long run has the whole suite on it, and Dawn below has cases of every operation.
+kernels=(plan shrink expand base grouped_wgpu route_wgpu layer status)
 step 'kernels on SwiftShader' swiftshader cargo test --workspace --no-fail-fast "${kernels[@]/#/--test=}"
 # The wider Mesa: vectors of 512 bits are subgroups of 16, which the system's lavapipe never has.
 mesa26() { # mesa26 MODE SUBGROUP COMMAND...
@@ -96,9 +93,10 @@ step "vendors' gate can fail" tests/vendors.sh --self-test
 step "vendors' compilers" tests/vendors.sh
 step 'doc tests' lavapipe cargo test --workspace --doc
 step 'PTX as committed, in budget' kernels/compile --check
-# Every seed is another order of blocks and warps; sm_75 is the set for older cards. The long run has more of them.
+# Every seed is another order of blocks and warps; sm_75 is the set for older cards, whole in the long run.
 step 'tests on CUDA, seed 1' env PTX_MACHINE_SEED=1 tests/cuda.sh
-step 'tests on CUDA, sm_75, seed 2' env PTX_MACHINE_SM=75 PTX_MACHINE_SEED=2 tests/cuda.sh
+step 'kernels on CUDA, sm_75, seed 2' env PTX_MACHINE_SM=75 PTX_MACHINE_SEED=2 tests/cuda.sh -- \
+    --test shrink --test expand --test base --test layer --test cuda_few
 step 'planted faults' tests/faults.py
 step 'Tint can fail' node tests/tint/check.mjs --self-test
 step 'dump the shaders' dump_shaders
@@ -120,6 +118,8 @@ if [ -n "$long" ]; then
     step "vendors' compilers, all variants" tests/vendors.sh --all
     step 'tests on AArch64' tests/arm.sh
     step 'clippy without features' combination --all-targets --no-default-features
+    step 'clippy with usearch' combination --all-targets --no-default-features --features usearch
+    step 'tests of the approximate index' cargo test -p molora --no-default-features --features usearch --test approximate
     step 'clippy with cuda' combination --all-targets --features cuda
     step 'clippy with cuda alone' combination --all-targets --no-default-features --features cuda
     step demo demo
@@ -127,6 +127,7 @@ if [ -n "$long" ]; then
     step "tests on clang's PTX" env PTX_MACHINE_PTX="$PWD/target/cuda/clang/molora_sm_80.ptx" \
         tests/cuda.sh -- -- --skip each_architecture_has_its_kernels
     step "coverage of CUDA's kernels" tests/coverage.py
+    step 'tests on CUDA, sm_75, seed 2' env PTX_MACHINE_SM=75 PTX_MACHINE_SEED=2 tests/cuda.sh
     for seed in 2 3; do step "tests on CUDA, seed $seed" env PTX_MACHINE_SEED=$seed tests/cuda.sh; done
     step "long tests on CUDA" env MOLORA_LONG=1 tests/cuda.sh
 fi
