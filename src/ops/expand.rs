@@ -11,10 +11,10 @@ use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, p
 #[cfg(feature = "wgpu")]
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, LANES, check_packed};
+use super::{Grid, check_packed};
 use crate::device::cpu::{Cpu, Extension, Pool};
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{self as device, Access, Binding, Launch, Path, Tuning, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Launch, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -112,12 +112,7 @@ pub fn definition<Y: Element, A: Element>(
     Ok(())
 }
 
-/// Lanes of a workgroup, each of which owns eight columns, and the chunks that they take: 16 KiB of workgroup memory.
-#[cfg(feature = "wgpu")]
-const OWNERS: usize = 8;
-#[cfg(feature = "wgpu")]
-const CHUNKS: usize = 4;
-/// Columns of a workgroup in the other forms: four for each of its 64 lanes.
+/// Columns of a workgroup: four for each of its 64 lanes.
 #[cfg(feature = "wgpu")]
 const COLUMNS: usize = 256;
 
@@ -125,12 +120,10 @@ const COLUMNS: usize = 256;
 /// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
 #[cfg(feature = "wgpu")]
 pub fn grid(sizes: &Sizes, live: usize, chunks: usize, tuning: &Tuning, batch_invariant: bool) -> Grid {
-    let routes = sizes.tokens * sizes.top_k;
+    let (routes, columns) = (sizes.tokens * sizes.top_k, COLUMNS);
     let per_chunk = routes.div_ceil(chunks.max(1));
     let many =
         routes > 0 && (batch_invariant || (sizes.tokens >= tuning.expand_many && per_chunk >= 2 * live));
-    let on_lanes = many && tuning.path == Path::Lanes;
-    let (columns, chunks) = if on_lanes { (8 * OWNERS, chunks.div_ceil(CHUNKS)) } else { (COLUMNS, chunks) };
     let blocks = sizes.out_features.div_ceil(columns);
     let (form, rows) =
         if many { (Form::Many, chunks) } else { (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k)) };
@@ -205,31 +198,13 @@ impl Wgpu {
             ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
             ("column_blocks", word(OP, "out_features", grid.blocks)?),
         ]);
-        let on_lanes = grid.form == Form::Many && self.tuning().path == Path::Lanes;
-        let fours = [y.first, y.len(), sizes.y_stride, sizes.out_features];
-        let whole = Y::TYPE == crate::ElementType::F32 && sizes.output != Output::PerRoute;
-        let at_once = whole && fours.iter().all(|n| n.is_multiple_of(4));
-        let lanes = [
-            include_str!("../../shaders/expand.wgsl"),
-            LANES[0],
-            include_str!("../../shaders/segment.wgsl"),
-            include_str!("../../shaders/expand_lanes.wgsl"),
-        ];
         let launch = Launch {
             op: OP,
-            entry: match grid.form {
-                Form::Few => "expand_few",
-                Form::Many if on_lanes => "expand_lanes",
-                Form::Many => "expand_many",
-            },
-            body: if on_lanes { &lanes } else { &lanes[..1] },
+            entry: if grid.form == Form::Few { "expand_few" } else { "expand_many" },
+            body: &[include_str!("../../shaders/expand.wgsl")],
             constants: &[
                 ("ROWS", device::CHUNK_TOKENS as u32),
                 ("COLUMNS", COLUMNS as u32),
-                ("OWNERS", OWNERS as u32),
-                ("CHUNKS", CHUNKS as u32),
-                ("GROWN_ROWS", (CHUNKS * device::CHUNK_TOKENS) as u32),
-                ("AT_ONCE", u32::from(on_lanes && at_once)),
                 ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),
                 ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
                 ("ACCUMULATE", u32::from(sizes.accumulate)),

@@ -128,7 +128,6 @@ impl Wgpu {
             ROWS_SHARED,
             LANES[0],
             LANES[1],
-            include_str!("../../../../shaders/segment.wgsl"),
             include_str!("../../../../shaders/fused_lanes.wgsl"),
         ];
         let on_lanes = self.tuning().path == Path::Lanes;
