@@ -43,11 +43,13 @@ impl fmt::Display for ElementType {
 }
 
 mod sealed {
+    use crate::device::cpu::Kernels;
+
     #[cfg(not(feature = "cuda"))]
-    pub trait Sealed {}
+    pub trait Sealed: Kernels {}
     // Elements lie on a CUDA device as they lie here.
     #[cfg(feature = "cuda")]
-    pub trait Sealed: cudarc::driver::DeviceRepr {}
+    pub trait Sealed: Kernels + cudarc::driver::DeviceRepr {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}

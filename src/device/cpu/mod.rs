@@ -13,6 +13,7 @@ mod team;
 mod weight;
 
 pub(crate) use extension::Extension;
+pub(crate) use kernels::Kernels;
 pub(crate) use kernels::dot::Matrix;
 pub(crate) use kernels::terms::Terms;
 pub(crate) use memory::Lines;

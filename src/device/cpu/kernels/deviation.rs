@@ -1,6 +1,6 @@
 //! How far a row's values lie from their mean.
 
-use super::{Kernel, run};
+use super::Kernel;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
 
@@ -11,15 +11,15 @@ pub(crate) fn deviation<X: Element>(level: Level, row: &[X], epsilon: f32) -> f3
     }
     let (n, mut sum) = (row.len() as f32, 0.0);
     // SAFETY: `Level::detect` found the instruction set.
-    unsafe { run(level, Moment { row, mean: None, sum: &mut sum }) };
+    unsafe { X::moment(level, Moment { row, mean: None, sum: &mut sum }) };
     let mean = Some(sum / n);
     // SAFETY: as above.
-    unsafe { run(level, Moment { row, mean, sum: &mut sum }) };
+    unsafe { X::moment(level, Moment { row, mean, sum: &mut sum }) };
     (sum / n + epsilon).sqrt()
 }
 
 /// The sum of a row, or of the squares of its distances from a mean.
-struct Moment<'a, X> {
+pub struct Moment<'a, X> {
     row: &'a [X],
     mean: Option<f32>,
     sum: &'a mut f32,

@@ -5,6 +5,7 @@
     clippy::needless_range_loop,
     reason = "plain loops over registers: closures are not inlined into the instruction set"
 )]
+#![expect(private_interfaces, reason = "`Kernels` seals `Element`, and nobody else can name it")]
 
 pub(super) mod deviation;
 pub(super) mod dot;
@@ -19,6 +20,12 @@ use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Level, Portable, Simd};
+use deviation::Moment;
+use pack::Pack;
+use panel::Blocks;
+use ranks::Ranks;
+use routes::AddRoutes;
+use terms::{AddRow, StoreRow};
 
 /// A kernel's arguments, and the kernel for every instruction set.
 trait Kernel {
@@ -66,6 +73,39 @@ unsafe fn run_neon<K: Kernel>(kernel: K) {
     // SAFETY: passed on.
     unsafe { kernel.run::<Neon>() }
 }
+
+/// The kernels that read or write one element type.
+///
+/// Methods of the types themselves are compiled here, once; [`run`] alone, in generic operations, would be compiled again in
+/// every crate that calls them.
+///
+/// # Safety
+/// Of every method: as [`Kernel::run`].
+pub trait Kernels: Sized {
+    unsafe fn add_row(level: Level, kernel: AddRow<'_, Self>);
+    unsafe fn add_routes(level: Level, kernel: AddRoutes<'_, Self>);
+    unsafe fn blocks(level: Level, kernel: Blocks<'_, Self>);
+    unsafe fn moment(level: Level, kernel: Moment<'_, Self>);
+    unsafe fn pack(level: Level, kernel: Pack<'_, Self>);
+    unsafe fn ranks(level: Level, kernel: Ranks<'_, Self>);
+    unsafe fn store_row(level: Level, kernel: StoreRow<'_, Self>);
+}
+
+macro_rules! kernels {
+    ($element:ty: $($method:ident, $kernel:ident);*) => {
+        impl Kernels for $element {
+            $(unsafe fn $method(level: Level, kernel: $kernel<'_, Self>) {
+                // SAFETY: passed on.
+                unsafe { run(level, kernel) }
+            })*
+        }
+    };
+    ($($element:ty),*) => {
+        $(kernels! { $element: add_row, AddRow; add_routes, AddRoutes; blocks, Blocks; moment, Moment; pack, Pack; ranks, Ranks;
+            store_row, StoreRow })*
+    };
+}
+kernels!(f32, half::f16, half::bf16);
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Rows into the order in which [`panel`](super::panel) reads them.
 
-use super::{Kernel, run};
+use super::Kernel;
 use crate::device::cpu::simd::{Level, MAX_LANES, Simd};
 use crate::element::Element;
 
@@ -9,10 +9,10 @@ pub(crate) fn pack_rows<X: Element>(level: Level, rows: &[&[X]], out: &mut [f32]
     let k = rows.first().map_or(0, |row| row.len());
     assert!(rows.iter().all(|row| row.len() == k) && out.len() == k * rows.len(), "rows of one length");
     // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
-    unsafe { run(level, Pack { rows, k, out }) }
+    unsafe { X::pack(level, Pack { rows, k, out }) }
 }
 
-struct Pack<'a, X> {
+pub struct Pack<'a, X> {
     rows: &'a [&'a [X]],
     k: usize,
     out: &'a mut [f32],

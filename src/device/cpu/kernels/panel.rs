@@ -5,7 +5,7 @@
 //! broadcasts one x a row: with two vectors `2 ROWS` multiply-adds for `ROWS + 2` loads. The rows' tiles follow each other over the same block,
 //! which stays in the first-level cache, while the next block is asked for in even steps.
 
-use super::{Kernel, run};
+use super::Kernel;
 use crate::device::cpu::rows::Tiles;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
@@ -47,10 +47,10 @@ pub(crate) fn block<W: Element>(level: Level, args: &Block<W>, c: &mut [f32], c_
     assert!(args.inner.end <= args.x.inner() && args.w.len() >= (k - 1) * args.w_stride + columns);
     assert!(c.len() >= (rows - 1) * c_stride + columns && args.x.max_rows() <= level.rows());
     // SAFETY: the assertions above are the kernel's contract; `Level::detect` found the instruction set.
-    unsafe { run(level, Blocks { args, c: c.as_mut_ptr(), c_stride }) }
+    unsafe { W::blocks(level, Blocks { args, c: c.as_mut_ptr(), c_stride }) }
 }
 
-struct Blocks<'a, W> {
+pub struct Blocks<'a, W> {
     args: &'a Block<'a, W>,
     c: *mut f32,
     c_stride: usize,

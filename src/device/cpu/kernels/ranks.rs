@@ -10,7 +10,7 @@
 //! without padding: where a vector is longer than what is left of a k's ranks, its last lanes hold the next k's and are
 //! not used.
 
-use super::{Kernel, run};
+use super::Kernel;
 use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
 use crate::element::Element;
@@ -54,7 +54,7 @@ pub(crate) fn rank_products<A: Element>(
     }
     assert!(a.data.len() >= a.inner * a.rank && xs.iter().all(|x| x.len() >= end), "as many elements as k");
     // SAFETY: the assertions above are the kernel's contract; `Level::detect` found the instruction set.
-    unsafe { run(level, Ranks { xs, a, blocks, out: out.as_mut_ptr(), stride }) }
+    unsafe { A::ranks(level, Ranks { xs, a, blocks, out: out.as_mut_ptr(), stride }) }
 }
 
 /// Elements that a row of products takes.
@@ -62,7 +62,7 @@ pub(crate) fn padded(level: Level, rank: usize) -> usize {
     rank.next_multiple_of(level.columns() / 2)
 }
 
-struct Ranks<'a, A> {
+pub struct Ranks<'a, A> {
     xs: &'a [&'a [f32]],
     a: Factor<'a, A>,
     blocks: Range<usize>,

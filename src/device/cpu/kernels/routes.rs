@@ -12,7 +12,7 @@
 //! A tile of 6 routes and 4 vectors has 24 multiply-adds for 10 loads. The rows of B of an adapter stay in the first-level
 //! cache from tile to tile, each of which asks for its share of the rows that the next adapter has.
 
-use super::{Kernel, run};
+use super::Kernel;
 use crate::device::cpu::pool::B_COLUMNS;
 use crate::device::cpu::shared::Span;
 use crate::device::cpu::simd::{Level, Simd};
@@ -80,10 +80,10 @@ pub(crate) struct Place {
 pub(crate) unsafe fn add_routes<B: Element>(level: Level, routes: &Routes, panel: Panel<B>, place: &Place) {
     assert!(panel.column + panel.columns <= B_COLUMNS, "columns within a panel");
     // SAFETY: the caller's promise; `Level::detect` found the instruction set.
-    unsafe { run(level, AddRoutes { routes, panel, place }) }
+    unsafe { B::add_routes(level, AddRoutes { routes, panel, place }) }
 }
 
-struct AddRoutes<'a, B> {
+pub struct AddRoutes<'a, B> {
     routes: &'a Routes,
     panel: Panel<'a, B>,
     place: &'a Place,

@@ -115,10 +115,10 @@ pub(crate) fn add_to_row<Y: Element>(
     let Some(last) = y.len().checked_sub(1) else { return };
     assert!(last / B_COLUMNS * panel + last % B_COLUMNS < c.len(), "a sum for every element");
     // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
-    unsafe { run(level, AddRow { c, panel, y, accumulate, next }) }
+    unsafe { Y::add_row(level, AddRow { c, panel, y, accumulate, next }) }
 }
 
-struct AddRow<'a, Y> {
+pub struct AddRow<'a, Y> {
     c: &'a [f32],
     panel: usize,
     y: &'a mut [Y],
@@ -152,10 +152,10 @@ impl<Y: Element> Kernel for AddRow<'_, Y> {
 pub(crate) fn store_row<Y: Element>(level: Level, c: &[f32], bias: Option<&[Y]>, y: &mut [Y]) {
     assert!(c.len() == y.len() && bias.is_none_or(|bias| bias.len() == y.len()), "rows of one length");
     // SAFETY: the assertion above is the kernel's contract; `Level::detect` found the instruction set.
-    unsafe { run(level, StoreRow { c, bias, y }) }
+    unsafe { Y::store_row(level, StoreRow { c, bias, y }) }
 }
 
-struct StoreRow<'a, Y> {
+pub struct StoreRow<'a, Y> {
     c: &'a [f32],
     bias: Option<&'a [Y]>,
     y: &'a mut [Y],
