@@ -84,23 +84,13 @@ fn a_choice_that_the_device_lacks_is_refused() {
 fn a_bare_device_takes_tiles() {
     for adapter in Wgpu::adapters() {
         let descriptor = wgpu::DeviceDescriptor::default();
-        let (device, queue) = ready(adapter.request_device(&descriptor)).unwrap();
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
         let wgpu = Wgpu::from_device(adapter.get_info(), device, queue);
         assert!(wgpu.tuning().to_string().contains("tiles, no subgroups, no f16"), "{}", wgpu.tuning());
         let bits = base_bits(&wgpu, (20, 38), [0x7800, 0x0c00]);
         let own = Wgpu::open(&adapter).unwrap();
         let tiles = tuned(&own, |t| Tuning { path: Path::Tiles, subgroups: false, f16: false, ..t }).unwrap();
         assert_eq!(bits, base_bits(&tiles, (20, 38), [0x7800, 0x0c00]));
-    }
-}
-
-fn ready<F: Future>(future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
     }
 }
 
