@@ -2,6 +2,7 @@
 """Plants faults in the CUDA kernels, and fails where the PTX machine does not report one of them.
 
     tests/faults.py             all faults, two at a time
+    tests/faults.py --some      one of every report
     tests/faults.py NAME..      these
     tests/faults.py --list      what there is, without running it
 
@@ -318,12 +319,15 @@ def build():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--some", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     unknown = set(options.names) - {fault.name for fault in FAULTS}
     if unknown:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     faults = [fault for fault in FAULTS if not options.names or fault.name in options.names]
+    if options.some:
+        faults = list({fault.report: fault for fault in reversed(faults)}.values())
     if options.list:
         for fault in faults:
             print(f"{fault.name:32} {fault.report:32} {fault.kernel:20} {fault.case}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The one test command, here and in CI. `tests/run.sh` stays under 30 minutes on two cores; `--long` adds the long
-# tables of cases, the whole suite on SwiftShader, OpenGL and lavapipe 26, CUDA's kernels for older cards, in more orders of
+# tables of cases, the whole suite on SwiftShader, OpenGL and lavapipe 26, all planted faults, CUDA's kernels for older cards, in more orders of
 # execution and by a second compiler, the CPU's NEON kernels, clippy of every feature combination, and the demo. No GPU is
 # needed.
 #
@@ -97,7 +97,7 @@ step 'PTX as committed, in budget' kernels/compile --check
 step 'tests on CUDA, seed 1' env PTX_MACHINE_SEED=1 tests/cuda.sh
 step 'kernels on CUDA, sm_75, seed 2' env PTX_MACHINE_SM=75 PTX_MACHINE_SEED=2 tests/cuda.sh -- \
     --test shrink --test expand --test base --test layer --test cuda_few
-step 'planted faults' tests/faults.py
+step 'planted faults' tests/faults.py --some
 step 'Tint can fail' node tests/tint/check.mjs --self-test
 step 'dump the shaders' dump_shaders
 step 'Tint' node tests/tint/check.mjs target/tint/wgsl
@@ -115,6 +115,7 @@ if [ -n "$long" ]; then
     whole=(cargo test --workspace --no-fail-fast "${names_of_tests[@]/#/--test=}")
     for subgroup in 4 8 16; do step "tests on lavapipe 26, $subgroup" mesa26 vulkan $subgroup "${whole[@]}"; done
     step 'tests on OpenGL' mesa26 opengl 8 "${whole[@]}"
+    step 'planted faults, all' tests/faults.py
     step "vendors' compilers, all variants" tests/vendors.sh --all
     step 'tests on AArch64' tests/arm.sh
     step 'clippy without features' combination --all-targets --no-default-features

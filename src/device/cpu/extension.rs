@@ -7,14 +7,14 @@ use crate::element::{Element, ElementType};
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Most rows of a task of [`Extension::add_to`]: what their columns take stays in a core's second-level cache.
+/// Most rows at once: what their columns take stays in a core's second-level cache.
 const ROWS_AT_ONCE: usize = 512;
 
-/// Routes of an adapter that should follow each other there. Fewer rows at once stay in the first-level cache, but what an
+/// Routes of an adapter that should follow each other. Fewer rows at once stay in the first-level cache, but what an
 /// adapter has of B is then read more often.
 const ROUTES_AT_ONCE: usize = 32;
 
-/// Most sums of a task there.
+/// Most sums of a task of [`Extension::add_to`].
 const SUMS: usize = 1 << 16;
 
 /// Tasks a thread should have there.
@@ -76,13 +76,21 @@ impl Extension {
         for (routes, &width) in self.slices.iter().zip(pool.slots().slices()) {
             let columns =
                 all.start.clamp(first, first + width) - first..all.end.clamp(first, first + width) - first;
-            if !columns.is_empty() {
-                let place = sums.place(first + columns.start);
+            let rows = sums.rows.clone();
+            let at_once = self.rows_at_once(routes);
+            for row in rows.clone().step_by(at_once).filter(|_| !columns.is_empty()) {
+                let place = sums.place(row..rows.end.min(row + at_once), first + columns.start);
                 // SAFETY: the sums are borrowed exclusively.
-                unsafe { cpu.add_routes(pool, routes, columns, &place) };
+                unsafe { cpu.add_routes(pool, routes, columns.clone(), &place) };
             }
             first += width;
         }
+    }
+
+    /// Rows whose routes are added one after another.
+    fn rows_at_once(&self, routes: &Routes) -> usize {
+        let enough = ROUTES_AT_ONCE * routes.adapters.len() * self.touched.len();
+        enough.div_ceil(routes.rows.len().max(1)).clamp(64, ROWS_AT_ONCE)
     }
 
     /// `y (+)= the experts' sums` over all threads, rounded once, where the pool has one slice; with `accumulate` rows without
@@ -97,8 +105,7 @@ impl Extension {
     ) {
         let rows = self.touched.len();
         let routes = &self.slices[0];
-        let at_once = (ROUTES_AT_ONCE * routes.adapters.len() * rows).div_ceil(routes.rows.len().max(1));
-        let at_once = at_once.clamp(64, ROWS_AT_ONCE);
+        let at_once = self.rows_at_once(routes);
         let blocks = rows.div_ceil(at_once);
         let wanted = (TASKS_A_THREAD * cpu.threads()).div_ceil(blocks.max(1));
         let group = width.div_ceil(wanted).min(SUMS / at_once).next_multiple_of(B_COLUMNS);

@@ -5,7 +5,6 @@ mod noise;
 mod process;
 mod report;
 mod rounds;
-mod stats;
 
 use crate::fetch::cache_base;
 use anyhow::{Context, Result, anyhow, bail};

@@ -1,10 +1,10 @@
 //! The table and the record.
 
 use super::rounds::Entry;
-use super::stats::Sorted;
 use molora_check::contest::{Case, judge};
 use molora_check::record::{Ceiling, Line, Ratio};
 use molora_check::report::OURS;
+use molora_check::stats::Sorted;
 use std::fmt::Write;
 
 /// The device of every line.

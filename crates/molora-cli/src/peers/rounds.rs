@@ -2,11 +2,11 @@
 
 use super::noise;
 use super::process::Process;
-use super::stats::Sorted;
 use indicatif::ProgressBar;
 use molora_check::contest::Case;
 use molora_check::contest::judge::{self, Bits, bits};
 use molora_check::report::OURS;
+use molora_check::stats::Sorted;
 use serde_json::{Value, json};
 use std::path::Path;
 

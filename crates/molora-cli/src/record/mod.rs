@@ -148,6 +148,9 @@ fn plot(record: &Record, args: &PlotArgs) -> Result<Vec<PathBuf>> {
         bail!("{}: no line of molora's with a time to draw", args.file.display());
     }
     let out = args.out.clone().unwrap_or_else(|| args.file.with_file_name(""));
+    if !out.as_os_str().is_empty() {
+        std::fs::create_dir_all(&out).with_context(|| format!("{}: cannot be made", out.display()))?;
+    }
     let stem = args.file.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
     let mut files = Vec::new();
     for (number, device) in devices.iter().enumerate() {
