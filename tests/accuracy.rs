@@ -55,6 +55,10 @@ fn problems(element: ElementType) -> impl Iterator<Item = (Inputs, f32)> {
     })
 }
 
+/// What adding some hundred terms one after another in f32 costs a row: eight roundings. Separate launches may add in an order
+/// that costs half of it.
+const IN_ORDER: f64 = 8.0 / (1u64 << 24) as f64;
+
 /// In 16 bits a fused form's worst row is no worse than the separate launches', which round y twice. In f32 there is but the
 /// order of the sums between them.
 #[test]
@@ -79,7 +83,7 @@ fn fused_forms_are_no_less_exact_than_separate_launches() {
                         form.name()
                     );
                     println!("{line}");
-                    let limit = if element == ElementType::F32 { 2.0 * worst } else { worst };
+                    let limit = if element == ElementType::F32 { IN_ORDER.max(2.0 * worst) } else { worst };
                     if form_worst > limit {
                         wrong.push(line);
                     }

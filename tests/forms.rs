@@ -19,10 +19,10 @@ fn every_case(subject: &dyn Subject, op: Op, asked: impl Fn(&Case) -> bool) {
 #[cfg(feature = "wgpu")]
 mod on_wgpu {
     use super::every_case;
-    use molora::Wgpu;
     use molora::device::wgpu::{Path, Tuning};
-    use molora_check::Op;
+    use molora::{ElementType, Wgpu};
     use molora_check::subject::WgpuSubject;
+    use molora_check::{Case, Op};
 
     /// Another choice than the table's, within what the device has.
     fn tuned(wgpu: &Wgpu, change: impl Fn(Tuning) -> Tuning) -> Wgpu {
@@ -30,11 +30,21 @@ mod on_wgpu {
     }
 
     fn on_each(op: Op, form: impl Fn(&Wgpu) -> Wgpu) {
+        on_each_of(op, form, |_| true);
+    }
+
+    /// Drivers compile for minutes what all cases in all forms need: the long run has them, others have f32 alone.
+    fn in_time(case: &Case) -> bool {
+        let f32 = [case.x, case.adapters] == [ElementType::F32; 2];
+        f32 || std::env::var_os("MOLORA_LONG").is_some()
+    }
+
+    fn on_each_of(op: Op, form: impl Fn(&Wgpu) -> Wgpu, asked: impl Fn(&Case) -> bool) {
         // Panics where MOLORA_REQUIRE names a device that is not there.
         molora_check::subjects().unwrap_or_else(|why| panic!("{why}"));
         for adapter in Wgpu::adapters() {
             let subject = WgpuSubject::new(form(&Wgpu::open(&adapter).unwrap()));
-            every_case(&subject, op, |_| true);
+            every_case(&subject, op, &asked);
         }
     }
 
@@ -42,7 +52,7 @@ mod on_wgpu {
     fn in_tiles(op: Op) {
         let tiles =
             |wgpu: &Wgpu| tuned(wgpu, |t| Tuning { path: Path::Tiles, subgroups: false, f16: false, ..t });
-        on_each(op, |wgpu| tiles(wgpu).batch_invariant(true));
+        on_each_of(op, |wgpu| tiles(wgpu).batch_invariant(true), in_time);
     }
 
     #[test]
@@ -56,13 +66,13 @@ mod on_wgpu {
     #[test]
     fn fused_in_narrow_tiles() {
         let narrow = |t| Tuning { path: Path::Tiles, wide_fused: false, ..t };
-        on_each(Op::Fused, |wgpu| tuned(wgpu, narrow).batch_invariant(true));
+        on_each_of(Op::Fused, |wgpu| tuned(wgpu, narrow).batch_invariant(true), in_time);
     }
 
     #[test]
     fn products_for_every_batch() {
         for op in [Op::Fused, Op::Grouped, Op::Route, Op::Layer] {
-            on_each(op, |wgpu| wgpu.batch_invariant(true));
+            on_each_of(op, |wgpu| wgpu.batch_invariant(true), in_time);
         }
     }
 
