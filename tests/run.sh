@@ -24,6 +24,20 @@ step() { # step NAME COMMAND...
     "$@" </dev/null || { result=FAILED; failed=1; printf '=== %s: FAILED\n' "$name"; }
     names+=("$name") results+=("$result") seconds+=($((SECONDS - begin)))
 }
+# A step at the side of others: `beside NAME COMMAND...`, then the others, then `join`, which shows it.
+beside() {
+    side=$1 side_begin=$SECONDS
+    shift
+    printf '\n=== %s: begins beside what follows\n' "$side"
+    "$@" </dev/null >target/beside.log 2>&1 &
+}
+join() {
+    wait $!
+    local status=$? took=$((SECONDS - side_begin))
+    step "$side" shown $status
+    seconds[-1]=$took
+}
+shown() { cat target/beside.log; return "$1"; }
 table() {
     printf '\n%-34s %-7s %7s\n' step result seconds
     local i
@@ -78,7 +92,10 @@ step clippy cargo clippy --workspace --all-targets -- -D warnings
 # The library alone: a member of the workspace may switch features on for all.
 step 'build without features' combination --no-default-features
 step documentation document
+# Every seed is another order of blocks and warps. One test at a time: there is a core left for lavapipe.
+beside 'tests on CUDA, seed 1' env PTX_MACHINE_SEED=1 tests/cuda.sh
 step 'tests on lavapipe' lavapipe "${suite[@]}"
+join
 # What is quick there; the long run has the whole suite on it, and Dawn below has cases of every operation.
 kernels=(plan shrink expand base grouped_wgpu route_wgpu layer status)
 step 'kernels on SwiftShader' swiftshader cargo test --workspace --no-fail-fast "${kernels[@]/#/--test=}"
@@ -93,8 +110,7 @@ step "vendors' gate can fail" tests/vendors.sh --self-test
 step "vendors' compilers" tests/vendors.sh
 step 'doc tests' lavapipe cargo test --workspace --doc
 step 'PTX as committed, in budget' kernels/compile --check
-# Every seed is another order of blocks and warps; sm_75 is the set for older cards, whole in the long run.
-step 'tests on CUDA, seed 1' env PTX_MACHINE_SEED=1 tests/cuda.sh
+# The set for older cards, whole in the long run.
 step 'kernels on CUDA, sm_75, seed 2' env PTX_MACHINE_SM=75 PTX_MACHINE_SEED=2 tests/cuda.sh -- \
     --test shrink --test expand --test base --test layer --test cuda_few
 step 'planted faults' tests/faults.py --some
