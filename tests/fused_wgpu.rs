@@ -260,6 +260,8 @@ fn nothing_leaks() {
             let mut expected = case.expected();
             // Token 5's h overflows for expert 4 alone; token 2's second weight is none.
             case.loras[4].0.iter_mut().for_each(|a| *a = 3e38);
+            // In whatever order they are added.
+            case.x[5 * case.sizes.x_stride..][..24].fill(1.0);
             case.ids[..].iter_mut().filter(|id| **id == 4).for_each(|id| *id = 1);
             case.ids[10] = 4;
             case.weights[5] = f32::NAN;

@@ -22,14 +22,16 @@ fn devices() -> Vec<Wgpu> {
     all
 }
 
-/// Every path of many rows that each device has; 64 columns of y are a block of each.
+/// Each device's path of many rows and, in the long run, every one that it has: drivers compile them for minutes. 64 columns
+/// of y are a block of each.
 fn ways() -> Vec<Wgpu> {
-    let mut all = Vec::new();
+    let (mut all, long) = (Vec::new(), std::env::var_os("MOLORA_LONG").is_some());
     for wgpu in devices() {
         let own = *wgpu.tuning();
         let tiles = Tuning { path: Path::Tiles, ..own };
         let lanes = Tuning { path: Path::Lanes, owners: 8, ..own };
-        all.extend([tiles, lanes].into_iter().filter_map(|way| wgpu.tuned(way).ok()));
+        let asked = [tiles, lanes].into_iter().filter(|way| long || way.path == own.path);
+        all.extend(asked.filter_map(|way| wgpu.tuned(way).ok()));
     }
     all.extend(Wgpu::adapters().iter().filter_map(|adapter| Wgpu::open_with_matrices(adapter).ok()));
     all

@@ -164,7 +164,7 @@ mod tests {
         assert!(text.starts_with("layer/cpu/f32/t4_") && text.ends_with("| 1.000 (base)"), "{text}");
         assert_eq!(text.matches(" | ").count(), HEADING.matches(" | ").count(), "{text}");
         assert!(
-            text.contains("| 4.00 [2.00, 4.00] |") && text.contains("| 25 of max(1.00, 0.00) |"),
+            text.contains("| 4.00 [3.00, 4.50] |") && text.contains("| 25 of max(1.00, 0.00) |"),
             "{text}"
         );
         let many = Samples { ours: vec![2.0; 40], base: vec![1.0; 40] };

@@ -47,7 +47,7 @@ pub const ENOUGH: usize = 30;
 /// Without a value.
 pub fn median(values: impl IntoIterator<Item = f64>) -> Median {
     let sorted = Sorted::new(values);
-    assert!(sorted.len() > 0, "a median needs a value");
+    assert!(!sorted.is_empty(), "a median needs a value");
     let [low, high] = sorted.interval().unwrap_or_else(|| [0.0, 1.0].map(|end| sorted.at(end)));
     Median { low, middle: sorted.median(), high }
 }
@@ -73,6 +73,11 @@ impl Sorted {
     /// How many.
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The value below which a share of all lies, between two by their distance; not a number where there is none.

@@ -118,7 +118,7 @@ pub fn summary(case: &Case, entries: &[Entry], used: usize, ceiling: &Ceiling) -
                 let (theirs, ratios) = (median(best) * 1e3, Sorted::new(best.ratios.iter().copied()));
                 let interval =
                     ratios.interval().map_or(String::new(), |[low, high]| format!(" [{low:.2}, {high:.2}]"));
-                let ratio = if ratios.len() > 0 { ratios.median() } else { theirs / own };
+                let ratio = if !ratios.is_empty() { ratios.median() } else { theirs / own };
                 writeln!(
                     text,
                     "; best of the others {} {theirs:.3} ms, {ratio:.2} x ours{interval}",
