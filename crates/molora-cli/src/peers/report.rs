@@ -29,7 +29,7 @@ pub fn table(case: &Case, entries: &[Entry], used: usize, ceiling: &Ceiling) -> 
             let [low, middle, high] = [0.25, 0.5, 0.75].map(|share| seconds.at(share) * 1e3);
             let floor = ceiling.floor(&judge::work(case, op, used, &entry.variant)).us() / 1e3;
             let ratios = Sorted::new(entry.ratios.iter().copied());
-            let ours = if entry.is_ours() || ratios.len() == 0 {
+            let ours = if entry.is_ours() || ratios.is_empty() {
                 String::new()
             } else {
                 format!("{:.2}", ratios.median())
