@@ -26,15 +26,17 @@ step() { # step NAME COMMAND...
 }
 # A step at the side of others: `beside NAME COMMAND...`, then the others, then `join`, which shows it.
 beside() {
-    side=$1 side_begin=$SECONDS
+    local begin=$SECONDS
+    side=$1
     shift
     printf '\n=== %s: begins beside what follows\n' "$side"
-    "$@" </dev/null >target/beside.log 2>&1 &
+    { "$@" </dev/null >target/beside.log 2>&1; echo "$? $((SECONDS - begin))" >target/beside.result; } &
 }
 join() {
-    wait $!
-    local status=$? took=$((SECONDS - side_begin))
-    step "$side" shown $status
+    local status took
+    wait
+    read -r status took <target/beside.result
+    step "$side" shown "$status"
     seconds[-1]=$took
 }
 shown() { cat target/beside.log; return "$1"; }
