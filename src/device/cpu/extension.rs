@@ -76,9 +76,9 @@ impl Extension {
         for (routes, &width) in self.slices.iter().zip(pool.slots().slices()) {
             let columns =
                 all.start.clamp(first, first + width) - first..all.end.clamp(first, first + width) - first;
-            let rows = sums.rows.clone();
             let at_once = self.rows_at_once(routes);
-            for row in rows.clone().step_by(at_once).filter(|_| !columns.is_empty()) {
+            let rows = if columns.is_empty() { 0..0 } else { sums.rows.clone() };
+            for row in rows.clone().step_by(at_once) {
                 let place = sums.place(row..rows.end.min(row + at_once), first + columns.start);
                 // SAFETY: the sums are borrowed exclusively.
                 unsafe { cpu.add_routes(pool, routes, columns.clone(), &place) };
