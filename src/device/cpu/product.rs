@@ -166,8 +166,9 @@ impl Cpu {
             let (w, (inner, panel)) = (at(&step), step);
             let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
             let (tiles, add, ahead) = (part.tiles.clone(), inner.start > 0, ahead.next().unwrap_or_default());
-            let args = Block { w, w_stride: columns, inner, next, ahead, x, tiles, add };
-            block(self.level, &args, &mut c[(panel - part.panels.start) * columns..], stride);
+            let pass = (panel - part.panels.start, part.panels.len());
+            let args = Block { w, w_stride: columns, inner, next, pass, ahead, x, tiles, add };
+            block(self.level, &args, &mut c[pass.0 * columns..], stride);
         }
         let columns = part.panels.start * columns..weight.out_features().min(part.panels.end * columns);
         Sums { rows, columns, c, stride }
@@ -183,8 +184,9 @@ impl Cpu {
                 for inner in blocks_of(z.inner()) {
                     let w = &rows[inner.start * B_COLUMNS + column % B_COLUMNS..];
                     let (tiles, next) = (part.tiles.clone(), std::ptr::null());
-                    let args =
-                        Block { w, w_stride: B_COLUMNS, inner, next, ahead: &[], x: z, tiles, add: true };
+                    let pass = (panel - part.panels.start, part.panels.len());
+                    let (ahead, add) = (&[][..], true);
+                    let args = Block { w, w_stride: B_COLUMNS, inner, next, pass, ahead, x: z, tiles, add };
                     block(self.level, &args, c, sums.stride);
                 }
             }

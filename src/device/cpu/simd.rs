@@ -124,6 +124,8 @@ pub(super) trait Simd {
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
     /// Asks for a cache line that will be read; any address will do.
     unsafe fn prefetch(at: *const u8);
+    /// Asks for it in the second-level cache.
+    unsafe fn prefetch_far(at: *const u8);
 
     /// `sums[m][n] += x[m] * columns[n]`
     #[inline(always)]
@@ -247,6 +249,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_far(_at: *const u8) {}
     #[inline(always)]
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4] {
         v.map(|v| ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])))

@@ -3,7 +3,8 @@
 //!
 //! A register tile holds up to `Simd::ROWS` rows of these vectors; for every k it loads the vectors of the panel and
 //! broadcasts one x a row: with two vectors `2 ROWS` multiply-adds for `ROWS + 2` loads. The rows' tiles follow each other over the same block,
-//! which stays in the first-level cache, while the next block is asked for in even steps.
+//! which stays in the first-level cache, while the next block is asked for in even steps, as is, for the second-level cache, the
+//! rows' own next block, which lies behind the one in use.
 
 use super::Kernel;
 use crate::device::cpu::rows::Tiles;
@@ -14,6 +15,9 @@ use std::ops::Range;
 /// Inner dimension of a block. Every block's sums start from zero and are then added to `c`, whatever the tile: one order
 /// of summation for every number of rows, and shorter chains of roundings.
 pub(crate) const BLOCK: usize = 256;
+
+/// Steps of k between two times at which a tile asks for what comes next.
+const STEP: usize = 8;
 
 /// Bytes ahead of a stream that is read once.
 const AHEAD: usize = 4096;
@@ -27,6 +31,9 @@ pub(crate) struct Block<'a, W> {
     pub(crate) inner: Range<usize>,
     /// What is read next; may be anything.
     pub(crate) next: *const W,
+    /// Which of how many panels this is that meet the same block of the rows, one after another: each asks for its part of the
+    /// rows' next block.
+    pub(crate) pass: (usize, usize),
     /// What is read after the product; asked for in even parts before every tile.
     pub(crate) ahead: &'a [u8],
     /// Rows.
@@ -62,10 +69,9 @@ impl<W: Element> Kernel for Blocks<'_, W> {
         let Self { args, c, c_stride } = self;
         let first = args.x.rows_of(args.tiles.clone()).start;
         let k = args.inner.len();
-        // Cache lines of the next block that each tile asks for in eight steps of k.
-        let lines = 8 * S::VECTORS * S::LANES * size_of::<W>() / 64;
-        let share = lines.div_ceil(args.tiles.len());
-        let ahead = args.ahead.len().div_ceil(args.tiles.len()).next_multiple_of(64);
+        let (tiles, steps) = (args.tiles.len(), (k / STEP).max(1));
+        let lines = (k * S::VECTORS * S::LANES * size_of::<W>()).div_ceil(64);
+        let ahead = args.ahead.len().div_ceil(tiles).next_multiple_of(64);
         for (i, tile) in args.tiles.clone().enumerate() {
             let mut line = i * ahead;
             while line < args.ahead.len().min((i + 1) * ahead) {
@@ -76,18 +82,22 @@ impl<W: Element> Kernel for Blocks<'_, W> {
             let rows = args.x.rows_of(tile..tile + 1);
             let x = args.x.tile(tile)[args.inner.start * rows.len()..].as_ptr();
             // One tile reads its panel once, from memory: a little ahead in the same stream. Several share a block that lies
-            // in the first-level cache, and ask for the next one together.
-            let next = match args.tiles.len() {
-                1 => args.w.as_ptr().cast::<u8>().wrapping_add(AHEAD),
-                _ => args.next.cast::<u8>().wrapping_add(i * share * 64 * (k / 8)),
+            // in the first-level cache, and ask for the next one together, and each for its own next rows.
+            let (next_w, next_x) = if tiles == 1 {
+                let stream = args.w.as_ptr().cast::<u8>().wrapping_add(AHEAD);
+                (Ahead::part(stream, lines, (0, 1), steps), Ahead::part(x, 0, (0, 1), steps))
+            } else {
+                let own = (rows.len() * k * size_of::<f32>()).div_ceil(64);
+                let next_x = Ahead::part(x.wrapping_add(rows.len() * k), own, args.pass, steps);
+                (Ahead::part(args.next, lines, (i, tiles), steps), next_x)
             };
             let tile = Tile {
                 k,
                 x,
                 w: args.w.as_ptr(),
                 w_stride: args.w_stride,
-                next,
-                share,
+                next_w,
+                next_x,
                 add: args.add,
                 c_stride,
             };
@@ -115,14 +125,39 @@ impl<W: Element> Kernel for Blocks<'_, W> {
     }
 }
 
+/// Cache lines that will be read, asked for in even steps.
+struct Ahead {
+    line: *const u8,
+    left: usize,
+    each: usize,
+}
+
+impl Ahead {
+    /// One of so many parts of the `lines` from `start` on.
+    #[inline(always)]
+    fn part<T>(start: *const T, lines: usize, (part, parts): (usize, usize), steps: usize) -> Self {
+        let (first, end) = (lines * part / parts, lines * (part + 1) / parts);
+        let line = start.cast::<u8>().wrapping_add(64 * first);
+        Self { line, left: end - first, each: (end - first).div_ceil(steps) }
+    }
+
+    /// The next step's lines: the first, and how many.
+    #[inline(always)]
+    fn step(&mut self) -> (*const u8, usize) {
+        let (line, count) = (self.line, self.each.min(self.left));
+        (self.line, self.left) = (line.wrapping_add(64 * count), self.left - count);
+        (line, count)
+    }
+}
+
 /// One register tile.
 struct Tile<W> {
     k: usize,
     x: *const f32,
     w: *const W,
     w_stride: usize,
-    next: *const u8,
-    share: usize,
+    next_w: Ahead,
+    next_x: Ahead,
     add: bool,
     c_stride: usize,
 }
@@ -143,21 +178,26 @@ impl<W: Element> Tile<W> {
 
     #[inline(always)]
     unsafe fn columns<S: Simd, const M: usize, const N: usize>(self, c: *mut f32) {
-        let (mut x, mut w, mut next) = (self.x, self.w, self.next);
+        let (mut x, mut w) = (self.x, self.w);
+        let (mut next_w, mut next_x) = (self.next_w, self.next_x);
         // SAFETY: k steps of w and x and M rows of c, by the caller's promise.
         unsafe {
             let mut sums = [[S::splat(0.0); N]; M];
-            for _ in 0..self.k / 8 {
-                for _ in 0..self.share {
-                    S::prefetch(next);
-                    next = next.wrapping_add(64);
+            for _ in 0..self.k / STEP {
+                let (line, count) = next_w.step();
+                for n in 0..count {
+                    S::prefetch(line.wrapping_add(64 * n));
                 }
-                for _ in 0..8 {
+                let (line, count) = next_x.step();
+                for n in 0..count {
+                    S::prefetch_far(line.wrapping_add(64 * n));
+                }
+                for _ in 0..STEP {
                     step::<S, W, M, N>(x, w, &mut sums);
                     (x, w) = (x.add(M), w.wrapping_add(self.w_stride));
                 }
             }
-            for _ in 0..self.k % 8 {
+            for _ in 0..self.k % STEP {
                 step::<S, W, M, N>(x, w, &mut sums);
                 (x, w) = (x.add(M), w.wrapping_add(self.w_stride));
             }

@@ -88,6 +88,13 @@ impl Simd for Neon {
             std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags));
         }
     }
+    #[inline(always)]
+    unsafe fn prefetch_far(at: *const u8) {
+        // SAFETY: as above.
+        unsafe {
+            std::arch::asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags));
+        }
+    }
     /// By lane: a splat would be an instruction a row.
     #[inline(always)]
     unsafe fn add_products<const M: usize, const N: usize>(
