@@ -38,6 +38,14 @@ pub struct Case {
     mixture: Mixture,
 }
 
+/// Base and experts where the experts' bytes count.
+const LAYERS: [(usize, usize, usize, Mixture); 4] = [
+    (64, 2048, 2048, (64, 4, 16)),
+    (64, 2048, 2048, (64, 1, 16)),
+    (512, 2048, 2048, (64, 4, 64)),
+    (64, 4096, 4096, (64, 1, 16)),
+];
+
 /// Of the experts alone.
 const DELTAS: [(usize, usize, usize, Mixture); 15] = [
     (1, 2048, 2048, (8, 2, 16)),
@@ -69,13 +77,12 @@ pub fn all() -> Vec<Case> {
     for tokens in [64, 128, 256, 512] {
         cases.push(Case { kind: Kind::Grouped, tokens, inputs: 2048, outputs: 1408, mixture: MIXTURE });
     }
-    cases.extend(DELTAS.map(|(tokens, inputs, outputs, mixture)| Case {
-        kind: Kind::Delta,
-        tokens,
-        inputs,
-        outputs,
-        mixture,
-    }));
+    let with = |kind, list: &[_]| {
+        let case = |&(tokens, inputs, outputs, mixture)| Case { kind, tokens, inputs, outputs, mixture };
+        list.iter().map(case).collect::<Vec<_>>()
+    };
+    cases.extend(with(Kind::Fused, &LAYERS));
+    cases.extend(with(Kind::Delta, &DELTAS));
     cases
 }
 

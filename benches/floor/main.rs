@@ -96,13 +96,14 @@ fn line(case: &Case, best: Best, times: &[(Time, Option<Time>)]) -> String {
         plain.high / floor((flops, bytes)),
     );
     if let Some(layer) = case.layer_work() {
+        let times_floor = median(times.iter().filter_map(|t| Some(t.1.as_ref()?.wall / floor(layer))));
         let pairs = || times.iter().filter_map(|(plain, layer)| Some((plain, layer.as_ref()?)));
         let wall = median(pairs().map(|(plain, layer)| layer.wall / plain.wall));
         let cpu = median(pairs().map(|(plain, layer)| layer.cpu / plain.cpu));
         let bar = 1.05 * floor(layer) / floor((flops, bytes));
         line += &format!(
-            "\n{:<34} ratio {:.3} [{:.3}, {:.3}]  by processor time {:.3} [{:.3}, {:.3}]  bar {bar:.3}",
-            "", wall.middle, wall.low, wall.high, cpu.middle, cpu.low, cpu.high
+            "\n{:<34} fused x floor {:.2}  ratio {:.3} [{:.3}, {:.3}]  by processor time {:.3} [{:.3}, {:.3}]  bar {bar:.3}",
+            "", times_floor.middle, wall.middle, wall.low, wall.high, cpu.middle, cpu.low, cpu.high
         );
     }
     line

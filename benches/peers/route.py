@@ -3,7 +3,7 @@
 
     pip install torch        (the CPU's wheels do)
     cargo bench -p molora --no-default-features --bench serve --no-run     prints the path of the program
-    benches/peers/route.py PROGRAM [--pairs N] [--experts N] [--width N]
+    benches/peers/route.py PROGRAM [--pairs N] [--experts N] [--width N] [--tokens N ..]
 
 Both run on all cores, f32; inputs and weights rotate through copies. Prints medians, and the median of the pairs' ratios with its
 95 % interval. OMP_WAIT_POLICY is PASSIVE unless set.
@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--experts", type=int, default=166)
     parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 512])
     args = parser.parse_args()
 
     # Threads that spin after their call would take a core from whoever is next.
@@ -51,7 +52,7 @@ def main():
         return float(ours.stdout.readline())
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.experts} experts, {args.width} wide")
-    for tokens in (1, 2, 4, 8, 16, 64, 512):
+    for tokens in args.tokens:
         xs = [torch.randn(tokens, args.width) for _ in range(3)]
         times = []
         for i in range(args.pairs + 5):
