@@ -26,8 +26,8 @@ struct Call<'a, X> {
 }
 
 impl Cpu {
-    /// See the [module](super). `plan` is the base experts', `loras` and `h` are [`Cpu::shrink`]'s of the LoRA pool; `weight` is packed as
-    /// `[experts * out_features, in_features]`. A route's row is one sum in one order, whatever the batch.
+    /// See the [module](super). `plan` is the base experts', `loras` and `h` are [`Cpu::shrink`]'s of the LoRA pool; `weight` is
+    /// packed as `[experts * out_features, in_features]`. A route's row is one sum in one order, whatever the batch.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"

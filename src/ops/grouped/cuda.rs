@@ -41,8 +41,8 @@ fn group_tokens(tokens: usize, column_blocks: usize) -> Result<usize> {
 
 impl Cuda {
     /// See the [module](super), in one launch. `plan` is the base experts', made over [`Pool::markers`]; `pool` holds the
-    /// LoRAs, two slices of `width` columns where gated; `loras` and `h` are [`Cuda::shrink`]'s of that pool. `scratch` is needed where
-    /// combined, see [`scratch_len`].
+    /// LoRAs, two slices of `width` columns where gated; `loras` and `h` are [`Cuda::shrink`]'s of that pool. `scratch` is
+    /// needed where combined, see [`scratch_len`].
     ///
     /// A slot that is empty or changed since `loras` was made, a rank above the launch's and a weight that is not finite count
     /// for nothing and set the status word; memory that holds no plan of these LoRAs says so there, and y is left alone. On

@@ -41,8 +41,8 @@ pub fn scratch_len(sizes: &Sizes) -> usize {
 
 impl Wgpu {
     /// See the [module](super). `plan` is the base experts', made over [`Pool::markers`](device::Pool::markers); `pool` holds
-    /// the LoRAs, two slices of `width` columns where gated; `loras` and `h` are [`Wgpu::shrink`]'s of that pool. `scratch` is needed where
-    /// combined, see [`scratch_len`], in a buffer of its own. `y` is no buffer that is read.
+    /// the LoRAs, two slices of `width` columns where gated; `loras` and `h` are [`Wgpu::shrink`]'s of that pool.
+    /// `scratch` is needed where combined, see [`scratch_len`], in a buffer of its own. `y` is no buffer that is read.
     ///
     /// Records into `encoder`. A slot that is empty or changed since `loras` was recorded, and a weight that is not finite
     /// count for nothing and set the status word.

@@ -195,8 +195,9 @@ fn refused_calls_leave_y_alone() {
     case.pool.put_packed(2, &[Some(&other)]).unwrap();
     let (pool, x) = (&case.pool, &case.x);
     let refused = case.cpu.grouped(&case.sizes, &plan, pool, &loras, &weight, x, &h, &[1.0; 6], &mut y);
-    let error = refused.unwrap_err().to_string();
-    assert!(error.starts_with("grouped: plan") && error.contains('2'), "{error}");
+    let expected = "grouped: slot 2: expected the adapter that was there when the plan was made, \
+                    got one evicted or replaced since";
+    assert_eq!(refused.unwrap_err().to_string(), expected);
     assert!(y.iter().all(|&y| y == 7.0));
 }
 
