@@ -494,10 +494,10 @@ impl<'a> Ours<'a> {
                     x_per_route: false,
                     rows: grouped::Rows::Plain,
                 };
-                let (plan, ids) = (&self.group_plan, View::whole(&b.ids));
+                let (plan, loras) = (&self.group_plan, &self.plan);
                 let (w, rows) = (View::<f32>::whole(&b.expert_weights), View::<f32>::whole(&b.rows));
                 let none = View::new(&b.ones, 0, 0)?;
-                wgpu.grouped(encoder, &sizes, plan, pool, ids, w, x, h, weights, none, rows)?;
+                wgpu.grouped(encoder, &sizes, plan, pool, loras, w, x, h, weights, none, rows)?;
             }
             Step::Delta | Step::OneToken => {
                 let tokens = if step == Step::Delta { TOKENS } else { 1 };

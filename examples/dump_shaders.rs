@@ -232,9 +232,10 @@ fn grouped_variants<X: Element>(
             x_per_route: false,
             rows: kind,
         };
+        let loras = wgpu.plan(encoder, &plan::Sizes { tokens, top_k, experts }, &pool, ids)?;
         let (x, y) = (View::<X>::new(&x, 0, 128)?, View::<X>::new(&y, 0, 128)?);
         let (w, h, rows) = (View::new(&w, 0, out_features * width)?, View::whole(&h), View::whole(&rows));
-        wgpu.grouped(encoder, &sizes, &plan, &pool, ids, w, x, h, weights, rows, y)?;
+        wgpu.grouped(encoder, &sizes, &plan, &pool, &loras, w, x, h, weights, rows, y)?;
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ template <class X> __device__ __forceinline__ void base_many(const BaseParams& p
     const X* w = (const X*)p.weight + (size_t)(o0 + min(threadIdx.x % MANY_COLUMNS, columns - 1)) * p.in_features;
     float sums[4][4] = {}, bias[4] = {};
     bool works = row < rows && column < columns;
-    tile_product<MANY_COLUMNS>(stages, x, p.x_vector, w, p.w_vector, p.in_features, works, sums);
+    tile_product<MANY_COLUMNS, false>(stages, x, p.x_vector, w, p.w_vector, p.in_features, works, sums);
     if (!works) return;
 #pragma unroll
     for (u32 n = 0; n < 4; n++) {

@@ -67,7 +67,7 @@ __device__ __forceinline__ void add_list(float (&sums)[4][4], const FusedParams&
             if (p.dense) walk.k += TILE_K;
             else walk.advance(s.used, TILE_K);
         }
-        if (i > 0 && works) add_stage(s.stages, at ^ 1, sums, last);
+        if (i > 0 && works) add_stage<COLUMNS, true>(s.stages, at ^ 1, sums, last);
         if (i >= steps) break;
 #pragma unroll
         for (u32 j = 0; j < 8; j++) s.stages.x[at][r + j][token] = factor * raw_at(h[j / 4], j % 4); // read for the last time before the barrier behind us
@@ -89,7 +89,7 @@ template <class X, class A> __device__ __forceinline__ void fused(const FusedPar
     const X* w = (const X*)base.weight + (size_t)(c.begin + min(threadIdx.x % COLUMNS, columns - 1)) * base.in_features;
     float sums[4][4] = {};
     bool works = row < rows && column < columns;
-    tile_product<COLUMNS>(s.stages, x, base.x_vector, w, base.w_vector, base.in_features, works, sums);
+    tile_product<COLUMNS, true>(s.stages, x, base.x_vector, w, base.w_vector, base.in_features, works, sums);
     extend::Source from = source_of(p);
     if (!p.dense) extend::open(from, s.used, extend::Tile{t0, min(rows, TILE_ROWS), 0, p.slices > 1 ? 1 + c.slice : 0});
     if (p.dense) __syncthreads(); // the base's last stage is read

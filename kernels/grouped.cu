@@ -41,7 +41,7 @@ extend(const GroupedParams& p, Shared& s, const Extent& extent, u32 o0, bool wor
             s.stages.w[0][r][column] = inside ? widen(load_one(b)) : 0.0f;
         }
         __syncthreads();
-        if (works) add_stage(s.stages, 0, sums, 16);
+        if (works) add_stage<COLUMNS, true>(s.stages, 0, sums, 16);
     }
 }
 
@@ -50,6 +50,7 @@ template <class X, class A> __device__ __forceinline__ void grouped(const Groupe
     __shared__ __align__(16) Shared s;
     u32 block = blockIdx.x % p.column_blocks, tile = blockIdx.x / p.column_blocks;
     u32 o0 = (p.rows == GATED ? COLUMNS / 2 : COLUMNS) * block, row = Shape::row(), column = Shape::column();
+    if (!::grouped::loras_are_planned(p)) return;
     if (p.rows == COMBINED) ::grouped::clear_empty<X>(p, tile, o0, COLUMNS);
     Extent extent = ::grouped::find_tile(p, s.tile, tile);
     if (extent.routes == 0) return;
@@ -58,7 +59,7 @@ template <class X, class A> __device__ __forceinline__ void grouped(const Groupe
     const X* w = (const X*)p.weight + ((size_t)extent.expert * p.out_features + o) * p.in_features;
     float sums[4][4] = {};
     bool works = row < extent.routes;
-    tile_product<COLUMNS>(s.stages, x, p.x_vector, w, p.w_vector, p.in_features, works, sums);
+    tile_product<COLUMNS, true>(s.stages, x, p.x_vector, w, p.w_vector, p.in_features, works, sums);
     if (extent.loras > 0) extend<A>(p, s, extent, o0, works, sums);
     u32 first = o0 + y_column(p, column), left = p.width - min(first, p.width);
 #pragma unroll

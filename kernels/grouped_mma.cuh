@@ -283,6 +283,7 @@ template <class X> __device__ __forceinline__ void grouped(const GroupedParams& 
     __shared__ Shared s;
     u32 block = blockIdx.x % p.column_blocks, tile = blockIdx.x / p.column_blocks, o0 = y_columns(p) * block;
     u32 column = 32 * (threadIdx.x / 32);
+    if (!::grouped::loras_are_planned(p)) return;
     if (p.rows == COMBINED) ::grouped::clear_empty<X>(p, tile, o0, COLUMNS);
     Extent extent = ::grouped::find_tile(p, s.tile, tile);
     if (extent.routes == 0) return;

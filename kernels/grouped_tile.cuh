@@ -25,16 +25,21 @@ __device__ __forceinline__ Slot lora_at(const GroupedParams& p, u32 at) {
     return Slot{v.x, v.y, __uint_as_float(v.z), v.w};
 }
 
-// A route's slot, or -1 where it names none that counts, with the reason in the status word.
+// Whether the memory holds the plan of LoRAs that this launch was made for.
+__device__ __forceinline__ bool loras_are_planned(const GroupedParams& p) {
+    if (p.lora_plan[2] == p.lora_stamp) return true;
+    if (threadIdx.x == 0) atomicOr(p.plan.status, STALE_PLAN);
+    return false;
+}
+
+// A route's slot, or -1 where it names none that counts, with the reason in the status word; what the plan refused, it told.
 __device__ __forceinline__ int lora_of(const GroupedParams& p, u32 n) {
-    int id = p.lora_ids[n];
-    if (id == -1) return id;
-    u32 why = ID_OUT_OF_RANGE;
-    if (id >= 0 && (u32)id < p.slots) {
-        u32 rank = lora_at(p, id).rank;
-        why = rank == 0 ? STALE_SLOT : rank > p.lora_rank ? RANK_TOO_LARGE : 0;
-        if (why == 0) return id;
-    }
+    u32 id = p.lora_plan[p.lora_ids + n];
+    if (id == NONE) return -1;
+    Slot slot = lora_at(p, id);
+    u32 clock = p.lora_plan[0];
+    u32 why = slot.rank == 0 || slot.added_at > clock ? STALE_SLOT : slot.rank > p.lora_rank ? RANK_TOO_LARGE : 0;
+    if (why == 0) return id;
     atomicOr(p.plan.status, why);
     return -1;
 }
@@ -117,9 +122,11 @@ __device__ __forceinline__ const void* x_row(const GroupedParams& p, u32 n, u32 
 
 __device__ __forceinline__ float silu(float v) { return v / (1.0f + expf(-v)); }
 
-// Rows of a group's routes that some block brings: those of live tokens with a base expert.
+// Rows of a group's routes that some block brings: those of live tokens with a base expert. Where all routes have one, and
+// that is what plans mostly say, nothing is looked up.
 __device__ __forceinline__ u32 expected_rows(const GroupedParams& p, u32 group, u32 live) {
     u32 first = group * p.group_tokens * p.plan.top_k, end = min((group + 1) * p.group_tokens, live) * p.plan.top_k, rows = 0;
+    if (p.plan.words[p.plan.at_offsets + p.plan.experts] == live * p.plan.top_k) return end - first;
     for (u32 n = first; n < end; n++) rows += p.plan.words[p.plan.at_ids + n] != NONE;
     return rows;
 }

@@ -143,6 +143,7 @@ struct FewParams {
     u32 a_stride, b_stride, h_stride, rank_blocks; // blocks that share the ranks of a route
     u32 shrink_jobs, x_vector, w_vector, slices;
     u32 slice_ends[4]; // the column behind each slice
+    u32 rows, unused;  // rows of the weight that a block takes: 16, or 32 on tensor cores
 };
 
 // The base product continued over the experts that each tile of tokens uses (sparse), or over all rows of z (dense).
@@ -165,7 +166,7 @@ constexpr u32 PLAIN = 0, GATED = 1, COMBINED = 2;
 struct GroupedParams {
     PlanParams plan;           // of the base experts
     const Slot* loras;         // [slots], then, where packed, [slices][slots]: each slice's part of a slot
-    const int* lora_ids;       // [tokens][top_k]
+    const u32* lora_plan;      // the plan of the LoRAs
     const void* x;             // [tokens or routes][x_stride]
     const void* weight;        // [experts][out_features][in_features]
     const float* h;            // [routes][h_stride]
@@ -178,7 +179,8 @@ struct GroupedParams {
     u32 out_features, width, x_stride, h_stride;
     u32 b_stride, y_stride, column_blocks, rows;
     u32 x_per_route, group_tokens, x_vector, w_vector; // group_tokens: how many share a counter
-    u32 h_vector, y_vector, tiles, unused;             // tiles: of the grid
+    u32 h_vector, y_vector, tiles;                     // tiles: of the grid
+    u32 lora_ids, lora_stamp, unused;                  // lora_ids: where they lie in their plan
 };
 
 constexpr u32 GATE_ROWS = 512, GATE_EXPERTS = 64; // most rows of A, and scores of a router, of fused_gate

@@ -51,7 +51,7 @@ template <class X, class A> __device__ __forceinline__ void shrink_many(const Sh
     const A* a = (const A*)p.a + (size_t)r * p.a_stride;
     float sums[4][4] = {};
     bool works = row < tile.count && column < ranks;
-    tile_product<MANY_RANKS>(stages, x, p.x_vector, a, true, p.in_features, works, sums);
+    tile_product<MANY_RANKS, false>(stages, x, p.x_vector, a, true, p.in_features, works, sums);
     if (!works) return;
     bool vector = ((size_t)p.h | 4 * (size_t)p.h_stride) % 16 == 0;
 #pragma unroll

@@ -4,7 +4,9 @@
 //         stage x [32][64] and w [32][COLUMNS], the inner dimension outermost; meanwhile the next ones are read
 //         for each column: 4 x 4 products from two vectors of four
 //
-// One thread adds all products of a sum in the order of the inner dimension: the same bits in every tile.
+// One thread adds all products of a sum in the order of the inner dimension: the same bits in every tile. SUBTOTALS: those
+// of a stage by themselves first, so that k products pass some 32 + k / 32 roundings and not k, for 16 registers: what
+// goes on adding experts to the sums takes it, and is more exact than a sum beside which they are added.
 #pragma once
 
 #include "common.cuh"
@@ -32,10 +34,12 @@ __device__ __forceinline__ void put_eight(float (*stage)[WIDTH], u32 eight, u32 
 }
 
 // `ks`: how many of the stage's columns are there, in eights.
-template <u32 COLUMNS>
+template <u32 COLUMNS, bool SUBTOTALS>
 __device__ __forceinline__ void add_stage(const Stages<COLUMNS>& stages, u32 at, float (&sums)[4][4],
                                           u32 ks = TILE_K) {
     u32 row = TileShape<COLUMNS>::row(), column = TileShape<COLUMNS>::column();
+    float own[4][4] = {};
+    float(&to)[4][4] = SUBTOTALS ? own : sums;
 #pragma unroll 8
     for (u32 i = 0; i < ks; i++) {
         float4 x = *(const float4*)&stages.x[at][i][row], w = *(const float4*)&stages.w[at][i][column];
@@ -43,14 +47,16 @@ __device__ __forceinline__ void add_stage(const Stages<COLUMNS>& stages, u32 at,
 #pragma unroll
         for (u32 m = 0; m < 4; m++) {
 #pragma unroll
-            for (u32 n = 0; n < 4; n++) sums[m][n] = fmaf(xs[m], ws[n], sums[m][n]);
+            for (u32 n = 0; n < 4; n++) to[m][n] = fmaf(xs[m], ws[n], to[m][n]);
         }
     }
+#pragma unroll
+    for (u32 i = 0; SUBTOTALS && i < 16; i++) sums[i / 4][i % 4] += own[i / 4][i % 4];
 }
 
 // The thread's four rows of x times its four rows of w. x and w: this thread's row to stage; rows that are not there
 // repeat one that is. `works`: whether the thread has sums of its own.
-template <u32 COLUMNS, class X, class W>
+template <u32 COLUMNS, bool SUBTOTALS, class X, class W>
 __device__ __forceinline__ void
 tile_product(Stages<COLUMNS>& stages, const X* x, bool x_vector, const W* w, bool w_vector, u32 k, bool works,
              float (&sums)[4][4]) {
@@ -77,7 +83,7 @@ tile_product(Stages<COLUMNS>& stages, const X* x, bool x_vector, const W* w, boo
 #pragma unroll 1
     for (u32 k0 = 0;; k0 += TILE_K) {
         if (k0 < k) read(k0);
-        if (k0 > 0 && works) add_stage(stages, at ^ 1, sums);
+        if (k0 > 0 && works) add_stage<COLUMNS, SUBTOTALS>(stages, at ^ 1, sums);
         if (k0 >= k) break;
         put(at); // read for the last time before the barrier behind us
         at ^= 1;

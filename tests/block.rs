@@ -53,7 +53,9 @@ fn problem<E: Element>(tokens: usize) -> Problem<E> {
     // Routes without an expert, tokens without an adapter, adapters mixed among an expert's tokens.
     let topk_ids: Vec<i32> =
         (0..routes).map(|n| if n % 7 == 5 { -1 } else { (n * 5 % 11 % EXPERTS) as i32 }).collect();
+    // One of the routes without an expert has an adapter all the same, which counts for nothing.
     let lora = |n: usize| match (topk_ids[n], n / TOP_K % 3) {
+        (-1, adapter) if n % 14 == 5 && adapter < 2 => (adapter * EXPERTS) as i32,
         (-1, _) | (_, 2) => -1,
         (e, adapter) => (adapter * EXPERTS) as i32 + e,
     };

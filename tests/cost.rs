@@ -65,3 +65,42 @@ fn the_model_says_what_the_machine_counts() {
         );
     }
 }
+
+/// What one form for every batch size costs on CUDA, by counts: MING-MOE on Qwen1.5-1.8B (2048 wide, 8 experts of rank 16, top
+/// 2), 512 of its columns, so that a machine that counts runs it. The CPU's kernels have one order for every batch anyway.
+#[cfg(feature = "cuda")]
+#[test]
+fn what_batch_invariance_costs() {
+    use molora_check::subject::CudaSubject;
+    let Ok(cuda) = molora::Cuda::new(0) else { return println!("not tested: no CUDA device here") };
+    if !cuda.is_stand_in() || !cuda.offer().has_mma(Bf16, Bf16) {
+        return println!("not tested: no PTX machine here with the sm_80 kernels");
+    }
+    println!(
+        "tokens | invariant | form | launches (+ plan) | distinct bytes | multiply-adds on tensor cores, of the problem's"
+    );
+    for tokens in [1, 16, 64, 256] {
+        let sizes =
+            Case { tokens, in_features: 2048, out_features: 512, ..Case::new(Op::Fused) }.element(Bf16);
+        let useful = (tokens * 2048 * 512 + sizes.routes() * 16 * (2048 + 512)) as f64;
+        let [free, fixed] = [false, true].map(|invariant| {
+            let subject = CudaSubject::new(cuda.batch_invariant(invariant));
+            let problem = sizes.problem();
+            let choice = cost::choose(&problem, &subject.limits(&problem), None).unwrap();
+            let case = Case { form: Some(choice.form), ..sizes.clone() };
+            let (launches, bytes, multiply_adds) = counted(&subject, &case);
+            let plan =
+                choice.costs.iter().find(|(form, _)| *form == choice.form).unwrap().1.as_ref().unwrap();
+            println!(
+                "{tokens} | {invariant} | {} | {launches} (+ {}) | {bytes} | {:.2}",
+                choice.form.name(),
+                plan.setup_launches,
+                multiply_adds / useful
+            );
+            (choice.form, launches, bytes)
+        });
+        assert_eq!((fixed.0, fixed.1), (Form::Sparse, 2), "{tokens} tokens");
+        let ratio = fixed.2 / free.2;
+        assert!(ratio <= 1.10, "{tokens} tokens: {ratio:.3} of the bytes without invariance");
+    }
+}

@@ -4,7 +4,7 @@
 
 use molora::ElementType::{self, Bf16, F16, F32};
 use molora::device::cuda::{Kernel, Launch, Offer, Plan};
-use molora::ops::{Form, Output, base, expand, plan, route, shrink};
+use molora::ops::{Form, Output, base, expand, fused, plan, route, shrink};
 
 const NO_MMA: Offer = Offer { batch_invariant: false, mma_f16: false, mma_bf16: false };
 const AMPERE: Offer = Offer { mma_f16: true, mma_bf16: true, ..NO_MMA };
@@ -18,6 +18,36 @@ fn covers(launch: &Launch, rows: usize, width: usize) {
     assert!(launch.blocks * launch.columns >= width);
     assert!((launch.blocks - 1) * launch.columns < width, "no block without a column");
     assert_eq!(launch.groups, rows * launch.blocks);
+}
+
+/// Blocks of few take 16 columns, or 32 on tensor cores where x is not a small part of what they read.
+#[test]
+fn few_covers_every_column_and_rank() {
+    for tokens in [0, 1, 8, 9, 16] {
+        for out_features in [1, 15, 16, 17, 31, 32, 33, 100] {
+            let sizes = fused::Sizes {
+                tokens,
+                top_k: 2,
+                in_features: 8,
+                out_features,
+                x_stride: 8,
+                y_stride: out_features,
+                h_stride: 40,
+                output: Output::Sum,
+            };
+            for (elements, offer, kernel) in [
+                ((F16, F16), AMPERE, Kernel::FusedFewMma),
+                ((Bf16, Bf16), TURING, Kernel::FusedFew),
+                ((F32, F32), AMPERE, Kernel::FusedFew),
+            ] {
+                let launch = fused::few_cuda::grid(&sizes, elements, 40, true, &offer);
+                let wide = kernel == Kernel::FusedFewMma && tokens > 8;
+                assert_eq!((launch.entry.kernel, launch.columns), (kernel, if wide { 32 } else { 16 }));
+                // Three blocks for the 40 ranks of each route come first.
+                covers(&Launch { groups: launch.groups - 6 * tokens, ..launch }, tokens.min(1), out_features);
+            }
+        }
+    }
 }
 
 #[test]

@@ -198,8 +198,22 @@ impl<X: Element> Engine<X> {
         }
     }
 
+    /// Both plans of the LoRAs, anew.
+    fn plan(&mut self, cuda: &Cuda) {
+        let [_, first, second] = &mut self.plans;
+        for (plan, pool) in [(first, &self.pools[0]), (second, &self.pools[1])] {
+            let sizes = *plan.sizes();
+            cuda.plan_into(&sizes, pool, &View::whole(cuda, &self.lora_ids).unwrap(), None, plan).unwrap();
+        }
+    }
+
     /// Shrink, gated, shrink, combined.
     fn run(&mut self, cuda: &Cuda) -> molora::error::Result<()> {
+        self.run_with(cuda, |_| ())
+    }
+
+    /// The same; `between` comes before the last product.
+    fn run_with(&mut self, cuda: &Cuda, between: impl FnOnce(&mut Pool)) -> molora::error::Result<()> {
         fn view<'a, T>(cuda: &'a Cuda, slice: &'a CudaSlice<T>) -> View<'a, T> {
             View::whole(cuda, slice).unwrap()
         }
@@ -212,20 +226,19 @@ impl<X: Element> Engine<X> {
             h_stride: s.h_stride,
             output: Output::Sum,
         });
-        let (x, weights, lora_ids) =
-            (view(cuda, &self.x), view(cuda, &self.weights), view(cuda, &self.lora_ids));
+        let (x, weights) = (view(cuda, &self.x), view(cuda, &self.weights));
         let weight = self.weight.each_ref().map(|w| view(cuda, w));
         let (mut h, mut scratch) =
             (ViewMut::whole(cuda, &mut self.h).unwrap(), ViewMut::whole(cuda, &mut self.scratch).unwrap());
         let (mut act, mut y) =
             (ViewMut::whole(cuda, &mut self.act).unwrap(), ViewMut::whole(cuda, &mut self.y).unwrap());
-        let ([base, first, second], [up_pool, down_pool]) = (&self.plans, &self.pools);
+        let ([base, first, second], [up_pool, down_pool]) = (&self.plans, &mut self.pools);
         cuda.shrink(&shrinks[0], first, up_pool, &x, &weights, None, &mut h)?;
         cuda.grouped(
             up,
             base,
             up_pool,
-            &lora_ids,
+            first,
             &weight[0],
             &x,
             &h.as_view(),
@@ -235,8 +248,9 @@ impl<X: Element> Engine<X> {
         )?;
         let act = act.as_view();
         cuda.shrink(&shrinks[1], second, down_pool, &act, &weights, None, &mut h)?;
+        between(down_pool);
         let h = h.as_view();
-        cuda.grouped(down, base, down_pool, &lora_ids, &weight[1], &act, &h, &weights, &mut scratch, &mut y)
+        cuda.grouped(down, base, down_pool, second, &weight[1], &act, &h, &weights, &mut scratch, &mut y)
     }
 
     fn outputs(&self, cuda: &Cuda) -> (Vec<X>, Vec<X>) {
@@ -344,6 +358,7 @@ fn what_counts_for_nothing_is_told() {
         let mut lora_ids = block.lora_ids.clone();
         lora_ids[0] = id;
         write(&cuda, &mut engine.lora_ids, &lora_ids);
+        engine.plan(&cuda);
         engine.run(&cuda).unwrap();
         assert!(cuda.take_status().unwrap().contains(bit), "{id}");
         lora_ids[0] = -1;
@@ -353,6 +368,7 @@ fn what_counts_for_nothing_is_told() {
         close(&y, &without.want(&act).1, HIDDEN, 2e-6, "combined");
     }
     write(&cuda, &mut engine.lora_ids, &block.lora_ids);
+    engine.plan(&cuda);
     let slot = block.lora_ids[0] as usize;
     engine.pools[1].evict(slot).unwrap();
     engine.run(&cuda).unwrap();
@@ -363,6 +379,29 @@ fn what_counts_for_nothing_is_told() {
     engine.run(&cuda).unwrap();
     assert!(cuda.take_status().unwrap().contains(Status::WEIGHT_NOT_FINITE));
     assert!(engine.outputs(&cuda).1.iter().all(|y| y.is_finite()));
+}
+
+/// h is the old adapter's: its product with the new one's B would be nobody's.
+#[test]
+fn a_slot_that_is_replaced_between_shrink_and_product_is_skipped() {
+    let Some(cuda) = device() else { return };
+    let block = Block::<f32, f32>::new(4);
+    let mut engine = Engine::new(&cuda, &block);
+    let slot = block.lora_ids.iter().find(|&&id| id >= 0).copied().unwrap();
+    let other =
+        Lora::new(WIDTH, HIDDEN, 3, 0.5, &values::<f32>(40, 3 * WIDTH), &values::<f32>(41, 3 * HIDDEN));
+    let other = other.unwrap();
+    let replace = |pool: &mut Pool| {
+        pool.evict(slot as usize).unwrap();
+        pool.put_packed(slot as usize, &[Some(&other)]).unwrap();
+    };
+    engine.run_with(&cuda, replace).unwrap();
+    assert_eq!(cuda.take_status().unwrap(), Status::STALE_SLOT);
+    let (act, y) = engine.outputs(&cuda);
+    let lora_ids = block.lora_ids.iter().map(|&id| if id == slot { -1 } else { id }).collect();
+    let without = Block { lora_ids, ..Block::<f32, f32>::new(4) };
+    close(&act, &block.want(&act).0, WIDTH, 2e-6, "gated");
+    close(&y, &without.want(&act).1, HIDDEN, 2e-6, "combined");
 }
 
 #[test]
@@ -382,7 +421,9 @@ fn calls_that_do_not_fit_are_refused() {
     let slices = refused(&|e| (e.sizes[0].rows, e.sizes[0].y_stride) = (Rows::Combined, 2 * WIDTH));
     assert!(slices.contains("scratch") || slices.contains("slices"), "{slices}");
     let other = refused(&|e| e.sizes[1].top_k = 1);
-    assert!(other.contains("plan.tokens"), "{other}");
+    assert!(other.contains("plan.tokens") || other.contains("loras"), "{other}");
+    let loras = refused(&|e| e.plans.swap(0, 2));
+    assert!(loras.contains("plan.tokens"), "{loras}");
     // Nothing is computed from a size before it is checked.
     let huge = usize::MAX;
     for change in [

@@ -113,12 +113,14 @@ impl<X: Element> Call<X> {
         let mut encoder = wgpu.encoder();
         let plan_sizes = plan::Sizes { tokens: sizes.tokens, top_k: sizes.top_k, experts: EXPERTS };
         let plan = wgpu.plan(&mut encoder, &plan_sizes, &self.markers, view(&ids, self.ids.len()))?;
+        let lora_sizes = plan::Sizes { experts: SLOTS, ..plan_sizes };
+        let loras = wgpu.plan(&mut encoder, &lora_sizes, &self.pool, view(&lora_ids, self.lora_ids.len()))?;
         wgpu.grouped(
             &mut encoder,
             sizes,
             &plan,
             &self.pool,
-            view(&lora_ids, self.lora_ids.len()),
+            &loras,
             view::<X>(&weight, self.weight.len()),
             view(&x, self.x.len()),
             view(&h, self.h.len()),
@@ -290,7 +292,7 @@ fn what_does_not_fit_is_refused() {
             assert!(why.contains(part), "{why:?} does not name {part}");
         };
         refused(&|call| call.sizes.out_features = WIDTH + 1, Rows::Gated, "out_features");
-        refused(&|call| call.lora_ids.truncate(3), Rows::Plain, "lora_ids");
+        refused(&|call| call.lora_ids.truncate(3), Rows::Plain, "topk_ids");
         refused(&|call| call.weight.truncate(3), Rows::Plain, "weight");
         refused(&|call| call.sizes.h_stride = RANK - 1, Rows::Combined, "h");
         refused(&|call| call.sizes.experts += 1, Rows::Plain, "weight");

@@ -236,10 +236,11 @@ impl Ready {
             rows: grouped::Rows::Plain,
         };
         let markers = Pool::markers(GROUPS).expect("sizes");
-        let plan = plan::Sizes { tokens, top_k, experts: GROUPS };
-        let plan = self.cpu.plan(&plan, &markers, &self.ids).expect("live ids");
-        let none = vec![-1; tokens * top_k];
+        let plan_sizes = plan::Sizes { tokens, top_k, experts: GROUPS };
+        let plan = self.cpu.plan(&plan_sizes, &markers, &self.ids).expect("live ids");
         let (weight, pool) = (&self.weights[at], &self.pools[at]);
+        let none = plan::Sizes { experts: pool.slots().sizes().experts, ..plan_sizes };
+        let none = self.cpu.plan(&none, pool, &vec![-1; tokens * top_k]).expect("no ids");
         let done =
             self.cpu.grouped(&sizes, &plan, pool, &none, weight, &self.x, &self.h, &self.shares, &mut self.y);
         done.expect("it fits");

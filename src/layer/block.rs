@@ -62,7 +62,7 @@ pub struct BlockRows {
 pub struct BlockRouting<I, W> {
     /// `[tokens, top_k]`: base experts; -1 for none.
     pub topk_ids: I,
-    /// `[tokens, top_k]`: slots of the LoRA pools; -1 for none, and wherever `topk_ids` is.
+    /// `[tokens, top_k]`: slots of the LoRA pools; -1 for none. Where `topk_ids` is -1 they count for nothing.
     pub lora_ids: I,
     /// `[tokens, top_k]`.
     pub topk_weights: W,
@@ -187,11 +187,6 @@ impl MoeBlock<Cpu> {
         let shapes = self.shapes(slots, strides, rows);
         let BlockRouting { topk_ids, lora_ids, topk_weights } = *routing;
         let experts = cpu.plan(&shapes.experts, &self.markers, topk_ids)?;
-        if let Some(n) =
-            (0..lora_ids.len().min(topk_ids.len())).find(|&n| topk_ids[n] < 0 && lora_ids[n] >= 0)
-        {
-            return Err(Error::argument(OP, format!("lora_ids[{n}]"), "-1 where topk_ids is", lora_ids[n]));
-        }
         let gate_up_loras = cpu.plan(&shapes.gate_up_loras, &self.gate_up, lora_ids)?;
         let down_loras = cpu.plan(&shapes.down_loras, &self.down, lora_ids)?;
         experts.check_weights(OP, topk_weights)?;
@@ -207,7 +202,7 @@ impl MoeBlock<Cpu> {
             &shapes.gate_up,
             &experts,
             &self.gate_up,
-            lora_ids,
+            &gate_up_loras,
             weights.gate_up,
             x,
             &h[..up_h],
@@ -219,7 +214,7 @@ impl MoeBlock<Cpu> {
             &shapes.down,
             &experts,
             &self.down,
-            lora_ids,
+            &down_loras,
             weights.down,
             &act,
             &h[..down_h],

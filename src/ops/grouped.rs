@@ -18,11 +18,10 @@
 //! exact, none padded. h is `[routes, h_stride]`, [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined:
 //! after the sum over the routes).
 //!
-//! A LoRA's slot must still hold what it held for shrink: of a slot that is replaced between the two, h is the older
-//! adapter's and B the newer one's, and a product without a plan of the LoRAs cannot tell.
-//!
 //! The base experts' plan is an ordinary plan over `topk_ids` and a pool of markers (`Pool::markers`), whose slots are all
-//! live and hold nothing.
+//! live and hold nothing. `loras` is the plan of `lora_ids` over the LoRA pool that shrink had: a slot that was emptied or
+//! replaced since then is refused on the host and skipped on a device, so that no h of an older adapter meets a newer one's B.
+//! A route without a base expert adds nothing, whatever LoRA it names.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -131,7 +130,7 @@ impl Sizes {
             Error::argument(OP, "experts * out_features * in_features", "a size that fits memory", got)
         })?;
         check_len(OP, "weight", expected, lens.weight)?;
-        check_len(OP, "lora_ids", self.routes(), lens.lora_ids)?;
+        check_equal(OP, "loras.routes", self.routes(), lens.loras)?;
         check_len(OP, "topk_weights", self.routes(), lens.topk_weights)?;
         check_rows(OP, "x", (self.x_rows(), self.in_features, self.x_stride), lens.x)?;
         check_rows(OP, "h", (self.routes(), max_rank, self.h_stride), lens.h)?;
@@ -152,9 +151,9 @@ fn check_pool(sizes: &Sizes, slots: &Slots) -> Result<()> {
     Ok(())
 }
 
-/// Refuses ids that are neither -1 nor a slot that holds an adapter.
-fn check_loras(top_k: usize, lora_ids: &[i32], live: impl Fn(usize) -> bool) -> Result<()> {
-    match lora_ids.iter().position(|&id| id != -1 && !usize::try_from(id).is_ok_and(&live)) {
+/// Refuses ids that are neither -1 nor a slot's.
+fn check_loras(top_k: usize, lora_ids: &[i32], slots: usize) -> Result<()> {
+    match lora_ids.iter().position(|&id| id != -1 && !usize::try_from(id).is_ok_and(|id| id < slots)) {
         None => Ok(()),
         Some(n) => {
             let argument = format!("lora_ids[{}, {}]", n / top_k, n % top_k);
@@ -173,8 +172,8 @@ pub struct Lens {
     pub x: usize,
     /// Of h.
     pub h: usize,
-    /// Of the slots of the LoRA pool.
-    pub lora_ids: usize,
+    /// Routes of the LoRAs' plan.
+    pub loras: usize,
     /// Of the weights.
     pub topk_weights: usize,
     /// Of y.
@@ -201,7 +200,7 @@ pub fn definition<X: Element, A: Element>(
         weight: weight.len(),
         x: x.len(),
         h,
-        lora_ids: lora_ids.len(),
+        loras: lora_ids.len(),
         topk_weights: weights,
         y: y.len(),
     };
@@ -211,7 +210,7 @@ pub fn definition<X: Element, A: Element>(
     if sizes.rows == Rows::Combined {
         super::plan::check_weights(OP, sizes.top_k, topk_ids, topk_weights)?;
     }
-    check_loras(sizes.top_k, lora_ids, |slot| slot < loras.len())?;
+    check_loras(sizes.top_k, lora_ids, loras.len())?;
     for (slot, parts) in loras.iter().enumerate() {
         check_len(OP, &format!("loras[{slot}]"), slices, parts.len())?;
         for part in parts {

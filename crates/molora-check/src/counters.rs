@@ -1,7 +1,7 @@
 //! What a machine that counts (the PTX machine) says of one call: a line a kernel, each figure better when smaller.
 
-use crate::Inputs;
 use crate::subject::Subject;
+use crate::{Inputs, Op};
 use molora::error::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -65,15 +65,27 @@ pub fn row(inputs: &Inputs, kernel: &str, counters: &Value) -> Row {
     ]
 }
 
-/// Products of 16 x 8 x 16 that the problem itself needs of a kernel.
+/// Products of 16 x 8 x 16 that the problem itself needs of a kernel: the base product, and each route's own ranks; of the
+/// dense form all experts' for every token, which is what it multiplies by its definition.
 fn useful_mma(inputs: &Inputs, kernel: &str) -> f64 {
     let case = &inputs.case;
-    let live = inputs.topk_ids.iter().filter_map(|&id| usize::try_from(id).ok());
-    let ranks: usize = live.map(|e| case.rank(e)).sum();
-    let base = case.tokens * case.in_features * case.out_features;
-    let multiplied = match kernel.split('_').next() {
+    let grouped = case.op == Op::Grouped;
+    let (ids, rows) = match grouped {
+        true => (&inputs.lora_ids, inputs.topk_ids.iter().filter(|&&id| id >= 0).count()),
+        false => (&inputs.topk_ids, case.tokens),
+    };
+    let live = || ids.iter().filter_map(|&id| usize::try_from(id).ok());
+    let ranks: usize = live().map(|e| case.rank(e)).sum();
+    let all = case.tokens * (0..case.experts).map(|e| case.rank(e)).sum::<usize>();
+    let base = rows * case.in_features * case.out_features;
+    let widths = case.slice_widths();
+    let parts = |e: usize| widths.iter().enumerate().map(move |(s, width)| case.part_rank(e, s) * width);
+    let multiplied = match kernel.split("_mma").next() {
         // The experts' second product is f32 arithmetic there.
-        Some("fused") if kernel.starts_with("fused_few") => base + ranks * case.in_features,
+        Some("fused_few") => base + ranks * case.in_features,
+        Some("fused_gate") => all * case.in_features,
+        Some("fused_dense") => base + all * case.out_features,
+        Some("fused_sparse" | "grouped") => base + live().flat_map(parts).sum::<usize>(),
         Some("shrink") => ranks * case.in_features,
         Some("expand") => ranks * case.out_features,
         Some("base") => base,

@@ -30,7 +30,7 @@ pub mod subject;
 pub mod table;
 mod work;
 
-pub use case::{Case, Op};
+pub use case::{Case, Group, Op};
 pub use inputs::Inputs;
 pub use judge::Verdict;
 pub use routing::Routing;

@@ -272,12 +272,13 @@ impl<'a> Rig<'a> {
                 x_per_route: false,
                 rows,
             };
-            let (x, ids, weights) = (self.x::<X>()?, self.ids()?, self.weights()?);
+            let loras = self.plan(&pool)?;
+            let (x, weights) = (self.x::<X>()?, self.weights()?);
             let w = view::<X>(&self.buffers.weight, EXPERTS * out_features * WIDTH)?;
             let y = view::<X>(&self.buffers.y, tokens * top_k * WIDTH)?;
             let (h, scratch) = (View::whole(&self.buffers.h), View::whole(&self.buffers.z));
             let encoder = &mut self.encoder;
-            self.wgpu.grouped(encoder, &sizes, &plan, &pool, ids, w, x, h, weights, scratch, y)?;
+            self.wgpu.grouped(encoder, &sizes, &plan, &pool, &loras, w, x, h, weights, scratch, y)?;
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub enum Kernel {
     BaseMma,
     /// Few tokens: 16 columns, or 16 ranks of a route.
     FusedFew,
-    /// The same on tensor cores.
+    /// The same on tensor cores, or 32 columns.
     FusedFewMma,
     /// A tile of the plan and 64 rows of its expert's weight in f32.
     GroupedMany,

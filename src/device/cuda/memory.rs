@@ -35,6 +35,16 @@ impl<T: DeviceRepr> Memory<T> {
         Self { address, len: slice.len(), stream, _slice: Some(slice) }
     }
 
+    /// Zeros.
+    pub(crate) fn zeroed(cuda: &Cuda, len: usize) -> Result<Self>
+    where
+        T: ValidAsZeroBits,
+    {
+        let mut slice = cuda.alloc(len)?;
+        cuda.stream().memset_zeros(&mut slice).map_err(|e| cuda.failed("memory", e))?;
+        Self::of(cuda, slice)
+    }
+
     /// Zeros, before there is a handle.
     pub(crate) fn zeroed_on(stream: &Arc<CudaStream>, len: usize) -> std::result::Result<Self, DriverError>
     where

@@ -200,6 +200,8 @@ pub(crate) struct FewParams {
     pub(crate) w_vector: u32,
     pub(crate) slices: u32,
     pub(crate) slice_ends: [u32; 4],
+    pub(crate) rows: u32,
+    pub(crate) unused: u32,
 }
 
 /// One call of grouped.
@@ -208,7 +210,7 @@ pub(crate) struct FewParams {
 pub(crate) struct GroupedParams {
     pub(crate) plan: PlanParams,
     pub(crate) loras: Address,
-    pub(crate) lora_ids: Address,
+    pub(crate) lora_plan: Address,
     pub(crate) x: Address,
     pub(crate) weight: Address,
     pub(crate) h: Address,
@@ -236,6 +238,8 @@ pub(crate) struct GroupedParams {
     pub(crate) h_vector: u32,
     pub(crate) y_vector: u32,
     pub(crate) tiles: u32,
+    pub(crate) lora_ids: u32,
+    pub(crate) lora_stamp: u32,
     pub(crate) unused: u32,
 }
 

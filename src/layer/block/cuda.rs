@@ -54,7 +54,8 @@ impl MoeBlock<Cuda> {
             gate_up_loras: plan(&shapes.gate_up_loras)?,
             down_loras: plan(&shapes.down_loras)?,
             h: Memory::new(&self.device, of(strides.0.max(strides.1)))?,
-            act: Memory::new(&self.device, of(shapes.gate_up.y_stride).saturating_mul(size_of::<X>()))?,
+            // Zeros: a route without an expert has no row, and shrink reads one wherever there is a LoRA.
+            act: Memory::zeroed(&self.device, of(shapes.gate_up.y_stride).saturating_mul(size_of::<X>()))?,
             scratch: Memory::new(&self.device, of(shapes.down.out_features))?,
         })
     }
@@ -98,12 +99,23 @@ impl MoeBlock<Cuda> {
         cuda.shrink(&shapes.gate_up_shrink, &w.gate_up_loras, gate_up, x, topk_weights, None, &mut h)?;
         let (sizes, plan, weight) = (&shapes.gate_up, &w.experts, weights.gate_up);
         let view = h.as_view();
-        cuda.grouped(sizes, plan, gate_up, lora_ids, weight, x, &view, topk_weights, &mut scratch, &mut act)?;
+        cuda.grouped(
+            sizes,
+            plan,
+            gate_up,
+            &w.gate_up_loras,
+            weight,
+            x,
+            &view,
+            topk_weights,
+            &mut scratch,
+            &mut act,
+        )?;
         // SAFETY: as above; the first h is not used again.
         let mut h = unsafe { ViewMut::<f32>::from_raw(w.h.address(), down_h) };
         let act = act.as_view();
         cuda.shrink(&shapes.down_shrink, &w.down_loras, down, &act, topk_weights, None, &mut h)?;
         let (sizes, weight, view) = (&shapes.down, weights.down, h.as_view());
-        cuda.grouped(sizes, plan, down, lora_ids, weight, &act, &view, topk_weights, &mut scratch, y)
+        cuda.grouped(sizes, plan, down, &w.down_loras, weight, &act, &view, topk_weights, &mut scratch, y)
     }
 }

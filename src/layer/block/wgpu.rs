@@ -85,10 +85,22 @@ impl MoeBlock<Wgpu> {
         let h = View::<f32>::new(&w.h, 0, routes * shapes.gate_up_shrink.h_stride)?;
         wgpu.shrink(encoder, &shapes.gate_up_shrink, &w.gate_up_loras, gate_up, x, topk_weights, h)?;
         let (sizes, plan, weight) = (&shapes.gate_up, &w.experts, weights.gate_up);
-        wgpu.grouped(encoder, sizes, plan, gate_up, lora_ids, weight, x, h, topk_weights, scratch, act)?;
+        wgpu.grouped(
+            encoder,
+            sizes,
+            plan,
+            gate_up,
+            &w.gate_up_loras,
+            weight,
+            x,
+            h,
+            topk_weights,
+            scratch,
+            act,
+        )?;
         let h = View::<f32>::new(&w.h, 0, routes * shapes.down_shrink.h_stride)?;
         wgpu.shrink(encoder, &shapes.down_shrink, &w.down_loras, down, act, topk_weights, h)?;
         let (sizes, weight) = (&shapes.down, weights.down);
-        wgpu.grouped(encoder, sizes, plan, down, lora_ids, weight, act, h, topk_weights, scratch, y)
+        wgpu.grouped(encoder, sizes, plan, down, &w.down_loras, weight, act, h, topk_weights, scratch, y)
     }
 }

@@ -183,7 +183,11 @@ impl Problem {
                 let multiply_adds = base.multiply_adds + self.extension(limits);
                 Ok((vec![shrink, Work { bytes: base.bytes + expand.bytes, multiply_adds }], planned))
             }
-            Form::Dense if self.packed => Err("a packed output".into()),
+            // Rows of A lie by adapter: of each slice's columns most would be multiplied with other slices' ranks.
+            Form::Dense if self.packed => {
+                Err("a packed output: z has all slices' ranks side by side; sparse takes each slice's own"
+                    .into())
+            }
             Form::Dense if self.output != Output::Sum => Err(format!("the output is {}", self.output.name())),
             Form::Dense if limits.batch_invariant => Err("batch-invariant: one form for every batch".into()),
             Form::Dense if limits.dense_rows == 0 => Err("the device has no dense form".into()),
@@ -339,7 +343,8 @@ mod tests {
         assert_eq!(form(&high_rank), Form::Sparse, "all of A for every token costs more than a plan");
         let many = Problem { tokens: 4096, live: 128, ranks: 2048, used_rows: 2048, ..problem() };
         assert_eq!(form(&many), Form::Beside, "each tile would run over all of 128 experts for two a token");
-        assert_eq!(form(&Problem { packed: true, ..problem() }), Form::Sparse);
+        let packed = choose(&Problem { packed: true, ..problem() }, &limits(), None).unwrap();
+        assert!(packed.form == Form::Sparse && packed.to_string().contains("sparse takes each slice's own"));
         assert_eq!(form(&Problem { output: Output::RankSum, tokens: 1, ..problem() }), Form::Sparse);
         let invariant = Limits { batch_invariant: true, ..limits() };
         for tokens in [1, 16, 17, 4096] {

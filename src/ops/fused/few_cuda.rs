@@ -8,8 +8,12 @@ use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::{Form, Output, check_len, live_tokens_address, word};
 
-/// Columns of y, and ranks, that a block takes at a time.
+/// Ranks that a block takes at a time, and columns of y where tokens are few or in f32 arithmetic.
 const ROWS: usize = 16;
+
+/// Columns of y that a block takes on tensor cores from this many tokens on, below which x is a small part of what it reads.
+const WIDE_ROWS: usize = 32;
+const WIDE_TOKENS: usize = 9;
 
 /// Most blocks that share the ranks of a route: each looks for its expert's other routes, which few need.
 const MOST_RANK_BLOCKS: usize = 4;
@@ -19,8 +23,8 @@ pub fn most_tokens(top_k: usize) -> usize {
     (FEW_ROUTES as usize / top_k.max(1)).min(16)
 }
 
-/// The launch on CUDA: blocks for the routes' ranks first (`groups - blocks` of them), then one per 16 columns (`blocks`),
-/// on tensor cores where the elements and alignment (`vector`: of x and of the weight) allow.
+/// The launch on CUDA: blocks for the routes' ranks first (`groups - blocks` of them), then one per 16 or 32 columns
+/// (`blocks`), on tensor cores where the elements and alignment (`vector`: of x and of the weight) allow.
 pub fn grid(
     sizes: &Sizes,
     (x, a): (ElementType, ElementType),
@@ -29,8 +33,9 @@ pub fn grid(
     offer: &Offer,
 ) -> Launch {
     let kernel = if vector && offer.has_mma(x, a) { Kernel::FusedFewMma } else { Kernel::FusedFew };
-    let rows = usize::from(sizes.tokens > 0);
-    let launch = Launch::over(Entry { kernel, x, a }, Form::Few, rows, sizes.out_features, ROWS);
+    let wide = kernel == Kernel::FusedFewMma && sizes.tokens >= WIDE_TOKENS;
+    let (rows, columns) = (usize::from(sizes.tokens > 0), if wide { WIDE_ROWS } else { ROWS });
+    let launch = Launch::over(Entry { kernel, x, a }, Form::Few, rows, sizes.out_features, columns);
     let jobs = sizes.routes().saturating_mul(rank_blocks(max_rank));
     Launch { groups: launch.groups.saturating_add(jobs), ..launch }
 }
@@ -131,6 +136,8 @@ impl Cuda {
             w_vector: w_vector.into(),
             slices: word(OP, "slices", slots.slices().len())?,
             slice_ends,
+            rows: word(OP, "rows", launch.columns)?,
+            unused: 0,
         };
         self.launch(OP, &launch, &params)
     }

@@ -1,6 +1,6 @@
 //! Grouped on the CPU: the rows of every base expert gathered as the plan sorts them, times that expert's panels.
 
-use super::{Lens, OP, Rows, Sizes, check_loras, check_pool};
+use super::{Lens, OP, Rows, Sizes, check_pool};
 use crate::device::cpu::{
     Cpu, Extension, Lines, Part, Pool, SharedMut, Sums, TASKS_A_THREAD, Terms, Tiles, Weight, with_scratch,
 };
@@ -26,8 +26,8 @@ struct Call<'a, X> {
 }
 
 impl Cpu {
-    /// See the [module](super). `plan` is the base experts', `h` is [`Cpu::shrink`]'s of the LoRA pool; `weight` is packed as
-    /// `[experts * out_features, in_features]`. A route's row is one sum in one order, whatever the batch.
+    /// See the [module](super). `plan` is the base experts', `loras` and `h` are [`Cpu::shrink`]'s of the LoRA pool; `weight` is
+    /// packed as `[experts * out_features, in_features]`. A route's row is one sum in one order, whatever the batch.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"
@@ -37,7 +37,7 @@ impl Cpu {
         sizes: &Sizes,
         plan: &Plan,
         pool: &Pool,
-        lora_ids: &[i32],
+        loras: &Plan,
         weight: &Weight<X>,
         x: &[X],
         h: &[f32],
@@ -49,7 +49,7 @@ impl Cpu {
             weight: weight.len(),
             x: x.len(),
             h: h.len(),
-            lora_ids: lora_ids.len(),
+            loras: loras.sizes().routes(),
             topk_weights: topk_weights.len(),
             y: y.len(),
         };
@@ -59,14 +59,14 @@ impl Cpu {
         check_equal(OP, "plan.tokens", sizes.tokens, plan.sizes().tokens)?;
         check_equal(OP, "plan.top_k", sizes.top_k, plan.sizes().top_k)?;
         check_equal(OP, "plan.experts", sizes.experts, plan.sizes().experts)?;
-        check_loras(sizes.top_k, lora_ids, |id| slots.slots().get(id).is_some_and(|slot| slot.rank > 0))?;
+        loras.check_pool(OP, pool)?;
         if sizes.rows == Rows::Combined {
             plan.check_weights(OP, topk_weights)?;
         }
         let routes = plan.sorted_routes();
         let extension = Extension::new(slots, routes.len(), |row| {
             let n = routes[row] as usize;
-            let id = usize::try_from(lora_ids[n]).ok();
+            let id = usize::try_from(loras.topk_ids()[n]).ok();
             let h = |id: usize| &h[n * sizes.h_stride..][..slots.slots()[id].rank as usize];
             id.map(|id| (id, 1.0, h(id))).into_iter()
         });

@@ -41,11 +41,11 @@ fn group_tokens(tokens: usize, column_blocks: usize) -> Result<usize> {
 
 impl Cuda {
     /// See the [module](super), in one launch. `plan` is the base experts', made over [`Pool::markers`]; `pool` holds the
-    /// LoRAs, two slices of `width` columns where gated; `h` is [`Cuda::shrink`]'s of that pool. `scratch` is needed where
-    /// combined, see [`scratch_len`].
+    /// LoRAs, two slices of `width` columns where gated; `loras` and `h` are [`Cuda::shrink`]'s of that pool. `scratch` is
+    /// needed where combined, see [`scratch_len`].
     ///
-    /// LoRAs are those that are in the pool when the launch runs: an id that is neither -1 nor below the pool's slots, an
-    /// empty slot, a rank above the launch's and a weight that is not finite count for nothing and set the status word. On
+    /// A slot that is empty or changed since `loras` was made, a rank above the launch's and a weight that is not finite count
+    /// for nothing and set the status word; memory that holds no plan of these LoRAs says so there, and y is left alone. On
     /// tensor cores h is rounded to x's element once. Combined launches share counters in device memory that each leaves
     /// at zero: graphs captured from one handle must not run beside one another or beside its calls.
     #[expect(
@@ -57,7 +57,7 @@ impl Cuda {
         sizes: &Sizes,
         plan: &Plan,
         pool: &Pool,
-        lora_ids: &View<i32>,
+        loras: &Plan,
         weight: &View<X>,
         x: &View<X>,
         h: &View<f32>,
@@ -69,7 +69,7 @@ impl Cuda {
             weight: weight.len(),
             x: x.len(),
             h: h.len(),
-            lora_ids: lora_ids.len(),
+            loras: loras.sizes().routes(),
             topk_weights: topk_weights.len(),
             y: y.len(),
         };
@@ -78,7 +78,7 @@ impl Cuda {
         check_equal(OP, "plan.tokens", sizes.tokens, plan.sizes().tokens)?;
         check_equal(OP, "plan.top_k", sizes.top_k, plan.sizes().top_k)?;
         check_equal(OP, "plan.experts", sizes.experts, plan.sizes().experts)?;
-        pool.check_stream(OP, self)?;
+        loras.check_pool(OP, self, pool)?;
         let needed = scratch_len(sizes);
         if scratch.len() < needed {
             return Err(Error::argument(OP, "scratch", format!("at least {needed} elements"), scratch.len()));
@@ -88,7 +88,7 @@ impl Cuda {
         }
         let memory = [
             ("plan", plan.memory.stream()),
-            ("lora_ids", lora_ids.stream()),
+            ("loras", loras.memory.stream()),
             ("weight", weight.stream()),
             ("x", x.stream()),
             ("h", h.stream()),
@@ -105,10 +105,11 @@ impl Cuda {
         let w_vector = cuda::is_vector(weight.address(), sizes.in_features, bytes);
         let elements = (X::TYPE, pool.slots().sizes().element);
         let launch = grid(sizes, elements, plan.layout.max_tiles, x_vector && w_vector, &self.offer());
+        let loras = loras.params(OP, self, pool)?;
         let params = GroupedParams {
             plan: plan.own_params(OP, self)?,
-            loras: pool.table(),
-            lora_ids: lora_ids.address(),
+            loras: loras.slots,
+            lora_plan: loras.words,
             x: x.address(),
             weight: weight.address(),
             h: h.address(),
@@ -119,7 +120,7 @@ impl Cuda {
             y: y.address(),
             slots: word(OP, "slots", pool.slots().sizes().experts)?,
             slices: word(OP, "slices", pool.slots().slices().len())?,
-            lora_rank: word(OP, "max_rank", pool.max_rank())?,
+            lora_rank: loras.max_rank,
             in_features: word(OP, "in_features", sizes.in_features)?,
             out_features: word(OP, "out_features", sizes.out_features)?,
             width: word(OP, "out_features", sizes.width())?,
@@ -139,6 +140,8 @@ impl Cuda {
             h_vector: cuda::is_vector(h.address(), sizes.h_stride, size_of::<f32>()).into(),
             y_vector: cuda::is_vector(y.address(), sizes.y_stride, bytes).into(),
             tiles: word(OP, "tiles", plan.layout.max_tiles)?,
+            lora_ids: loras.at_ids,
+            lora_stamp: loras.stamp,
             unused: 0,
         };
         self.launch(OP, &launch, &params)

@@ -41,11 +41,11 @@ pub fn scratch_len(sizes: &Sizes) -> usize {
 
 impl Wgpu {
     /// See the [module](super). `plan` is the base experts', made over [`Pool::markers`](device::Pool::markers); `pool` holds
-    /// the LoRAs, two slices of `width` columns where gated; `h` is [`Wgpu::shrink`]'s of that pool. `scratch` is needed where
-    /// combined, see [`scratch_len`], in a buffer of its own. `y` is no buffer that is read.
+    /// the LoRAs, two slices of `width` columns where gated; `loras` and `h` are [`Wgpu::shrink`]'s of that pool.
+    /// `scratch` is needed where combined, see [`scratch_len`], in a buffer of its own. `y` is no buffer that is read.
     ///
-    /// Records into `encoder`. An id that is neither -1 nor below the pool's slots, a slot that is empty or changed since,
-    /// and a weight that is not finite count for nothing and set the status word.
+    /// Records into `encoder`. A slot that is empty or changed since `loras` was recorded, and a weight that is not finite
+    /// count for nothing and set the status word.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"
@@ -56,7 +56,7 @@ impl Wgpu {
         sizes: &Sizes,
         plan: &device::Plan,
         pool: &device::Pool,
-        lora_ids: View<i32>,
+        loras: &device::Plan,
         weight: View<X>,
         x: View<X>,
         h: View<f32>,
@@ -68,7 +68,7 @@ impl Wgpu {
             weight: weight.len(),
             x: x.len(),
             h: h.len(),
-            lora_ids: lora_ids.len(),
+            loras: loras.sizes().routes(),
             topk_weights: topk_weights.len(),
             y: y.len(),
         };
@@ -77,6 +77,7 @@ impl Wgpu {
         check_equal(OP, "plan.tokens", sizes.tokens, plan.sizes().tokens)?;
         check_equal(OP, "plan.top_k", sizes.top_k, plan.sizes().top_k)?;
         check_equal(OP, "plan.experts", sizes.experts, plan.sizes().experts)?;
+        loras.check_pool(OP, pool)?;
         check_packed::<X>(OP, "x", sizes.x_stride, x.len())?;
         check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
         check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
@@ -86,7 +87,7 @@ impl Wgpu {
         if scratch.len() < needed {
             return Err(Error::argument(OP, "scratch", format!("at least {needed} elements"), scratch.len()));
         }
-        let inputs = Inputs { sizes, plan, pool, lora_ids, weight, x, h };
+        let inputs = Inputs { sizes, plan, pool, loras, weight, x, h };
         if sizes.rows != Rows::Combined {
             return self.grouped_rows(encoder, &inputs, sizes.y_stride, y);
         }
@@ -102,7 +103,8 @@ impl Wgpu {
         y_stride: usize,
         y: View<Y>,
     ) -> Result<()> {
-        let Inputs { sizes, plan, pool, .. } = *inputs;
+        let Inputs { sizes, plan, pool, loras, .. } = *inputs;
+        let lora_ids = View::new(&loras.buffer, loras.layout.at_ids, sizes.routes())?;
         let (grid, slots) = (grid(sizes, plan.layout.max_tiles, self.tuning()), pool.slots());
         let routes_a_row = if sizes.x_per_route { 1 } else { sizes.top_k };
         let mut params = plan.params()?.to_vec();
@@ -111,7 +113,7 @@ impl Wgpu {
             ("end_expert", word(OP, "experts", sizes.experts)?),
             ("routes_a_row", word(OP, "top_k", routes_a_row)?),
             ("slots", word(OP, "slots", slots.sizes().experts)?),
-            ("lora_epoch", slots.epoch()),
+            ("lora_epoch", loras.epoch),
             ("in_features", word(OP, "in_features", sizes.in_features)?),
             ("out_features", word(OP, "out_features", sizes.out_features)?),
             ("width", word(OP, "out_features", sizes.width())?),
@@ -141,7 +143,7 @@ impl Wgpu {
                 Binding::rows("w", inputs.weight, sizes.in_features),
                 Binding::slots_and_b("b", pool),
                 Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
-                Binding::ids("lora_ids", Access::Read, inputs.lora_ids),
+                Binding::ids("lora_ids", Access::Read, lora_ids),
                 Binding::read("h", inputs.h),
                 Binding::write("y", y),
                 Binding::status(self),
@@ -196,7 +198,7 @@ struct Inputs<'a, X> {
     sizes: &'a Sizes,
     plan: &'a device::Plan,
     pool: &'a device::Pool,
-    lora_ids: View<'a, i32>,
+    loras: &'a device::Plan,
     weight: View<'a, X>,
     x: View<'a, X>,
     h: View<'a, f32>,

@@ -40,7 +40,7 @@ impl<'a> Group<'a> {
         with_rows!(&inputs.x, x => cpu.shrink(&shrink, &routed, pool, x.cells(), weights, h.cells_mut())?);
         with_rows!(y, y => {
             let (x, y, weight) = (typed(&inputs.x), y.cells_mut(), packed(&**weight));
-            cpu.grouped(&sizes, &plan, pool, ids, weight, x, h.cells(), weights, y)
+            cpu.grouped(&sizes, &plan, pool, &routed, weight, x, h.cells(), weights, y)
         })
     }
 }

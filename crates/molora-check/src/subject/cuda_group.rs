@@ -46,6 +46,6 @@ impl Group {
         cuda.plan_into(&inputs.lora_plan_sizes(), pool, &lora_ids, None, routed)?;
         cuda.shrink(&inputs.lora_shrink_sizes(), routed, pool, &x, &weights, None, &mut h)?;
         let (sizes, h) = (inputs.grouped_sizes(), h.as_view());
-        cuda.grouped(&sizes, plan, pool, &lora_ids, &weight, &x, &h, &weights, &mut scratch, &mut y)
+        cuda.grouped(&sizes, plan, pool, routed, &weight, &x, &h, &weights, &mut scratch, &mut y)
     }
 }

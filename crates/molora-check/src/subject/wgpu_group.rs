@@ -53,6 +53,6 @@ impl Group {
         wgpu.plan_into(encoder, &inputs.lora_plan_sizes(), pool, lora_ids, &mut self.routed)?;
         wgpu.shrink(encoder, &inputs.lora_shrink_sizes(), &self.routed, pool, x, weights, h)?;
         let (sizes, plan) = (inputs.grouped_sizes(), &self.plan);
-        wgpu.grouped(encoder, &sizes, plan, pool, lora_ids, weight, x, h, weights, scratch, y)
+        wgpu.grouped(encoder, &sizes, plan, pool, &self.routed, weight, x, h, weights, scratch, y)
     }
 }

@@ -77,7 +77,8 @@ pub fn grouped(cpu: &Cpu, case: &Case, arrays: Arrays) -> Result<Vec<Series>> {
     let element = ElementType::F32;
     // No adapter: one empty slot, and no route that names it.
     let pool = Pool::new(PoolSizes { in_features, out_features, experts: 1, rank_capacity: 1, element })?;
-    let (markers, none) = (Pool::markers(experts)?, vec![-1; sizes.routes()]);
+    let (markers, loras) = (Pool::markers(experts)?, plan::Sizes { experts: 1, ..plan_sizes });
+    let none = cpu.plan(&loras, &pool, &vec![-1; sizes.routes()])?;
     let (cpu, Arrays { x, ids, gates, .. }) = (cpu.clone(), arrays);
     Ok(vec![Series::new("ggemm", "grouped", move |i| {
         let mut y = zeros::<f32>(sizes.routes() * out_features);

@@ -4,7 +4,8 @@ use super::super::{Rows, Sizes, definition};
 use crate::adapter::{Lora, slots::PoolSizes};
 use crate::device::cpu::{Cpu, Pool};
 use crate::element::Element;
-use crate::ops::{Expert, Output, plan, shrink};
+use crate::ops::plan::{self, Plan};
+use crate::ops::{Expert, Output, shrink};
 use half::{bf16, f16};
 
 /// Rank, A, B.
@@ -88,29 +89,25 @@ impl<X: Element> Case<X> {
         }
     }
 
+    /// The shrink's plan, whose routes are tokens of their own where x has a row for each.
+    fn loras(&self) -> crate::Result<Plan> {
+        let Sizes { tokens, top_k, x_per_route, .. } = self.sizes;
+        let (tokens, top_k) = if x_per_route { (tokens * top_k, 1) } else { (tokens, top_k) };
+        let sizes = plan::Sizes { tokens, top_k, experts: self.pool.slots().sizes().experts };
+        self.cpu.plan(&sizes, &self.pool, &self.lora_ids)
+    }
+
     fn run(&self, sizes: &Sizes, topk_ids: &[i32], y: &mut [X]) -> crate::Result<()> {
         let Sizes { tokens, top_k, experts, in_features, out_features, x_stride, h_stride, .. } = *sizes;
         let weight = self.cpu.pack(experts * out_features, in_features, &self.weight)?;
         let plan = plan::Sizes { tokens, top_k, experts };
         let plan = self.cpu.plan(&plan, &Pool::markers(experts)?, topk_ids)?;
-        // The shrink's routes are tokens of their own where x has a row for each.
-        let (tokens, top_k) = if sizes.x_per_route { (tokens * top_k, 1) } else { (tokens, top_k) };
-        let loras = plan::Sizes { tokens, top_k, experts: self.pool.slots().sizes().experts };
-        let loras = self.cpu.plan(&loras, &self.pool, &self.lora_ids)?;
+        let loras = self.loras()?;
+        let plan::Sizes { tokens, top_k, .. } = *loras.sizes();
         let shrink = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output: Output::Sum };
         let mut h = vec![f32::NAN; sizes.routes() * h_stride];
         self.cpu.shrink(&shrink, &loras, &self.pool, &self.x, &self.topk_weights, &mut h)?;
-        self.cpu.grouped(
-            sizes,
-            &plan,
-            &self.pool,
-            &self.lora_ids,
-            &weight,
-            &self.x,
-            &h,
-            &self.topk_weights,
-            y,
-        )
+        self.cpu.grouped(sizes, &plan, &self.pool, &loras, &weight, &self.x, &h, &self.topk_weights, y)
     }
 
     fn expected(&self) -> Vec<X> {
@@ -191,14 +188,16 @@ fn refused_calls_leave_y_alone() {
     let plan = plan::Sizes { tokens: 3, top_k: 2, experts: 4 };
     let plan = case.cpu.plan(&plan, &Pool::markers(4).unwrap(), &case.topk_ids).unwrap();
     let weight = case.cpu.pack(32, 37, &case.weight).unwrap();
-    case.lora_ids[3] = 3;
-    let h = vec![0f32; 6 * 9];
-    let (pool, x, ids) = (&case.pool, &case.x, &case.lora_ids);
-    let refused = case.cpu.grouped(&case.sizes, &plan, pool, ids, &weight, x, &h, &[1.0; 6], &mut y);
-    assert_eq!(
-        refused.unwrap_err().to_string(),
-        "grouped: lora_ids[1, 1]: expected -1 or the id of a slot that holds an adapter, got 3"
-    );
+    // h is of the adapter that was in the slot.
+    let (loras, h) = (case.loras().unwrap(), vec![0f32; 6 * 9]);
+    let other = Lora::new(37, 8, 1, 0.5, &[0f32; 37], &[0f32; 8]).unwrap();
+    case.pool.evict(2).unwrap();
+    case.pool.put_packed(2, &[Some(&other)]).unwrap();
+    let (pool, x) = (&case.pool, &case.x);
+    let refused = case.cpu.grouped(&case.sizes, &plan, pool, &loras, &weight, x, &h, &[1.0; 6], &mut y);
+    let expected = "grouped: slot 2: expected the adapter that was there when the plan was made, \
+                    got one evicted or replaced since";
+    assert_eq!(refused.unwrap_err().to_string(), expected);
     assert!(y.iter().all(|&y| y == 7.0));
 }
 
@@ -212,8 +211,9 @@ fn pools_and_sizes_of_other_products_are_refused() {
         let plan = plan::Sizes { tokens: 3, top_k: 2, experts: 4 };
         let plan = case.cpu.plan(&plan, &Pool::markers(4).unwrap(), &case.topk_ids).unwrap();
         let weight = case.cpu.pack(32, 37, &case.weight).unwrap();
-        let (h, ids, weights) = (vec![0f32; 6 * 9], &case.lora_ids, &case.topk_weights);
-        let refused = case.cpu.grouped(sizes, &plan, &case.pool, ids, &weight, &case.x, &h, weights, &mut y);
+        let (h, loras, weights) = (vec![0f32; 6 * 9], case.loras().unwrap(), &case.topk_weights);
+        let refused =
+            case.cpu.grouped(sizes, &plan, &case.pool, &loras, &weight, &case.x, &h, weights, &mut y);
         let error = refused.unwrap_err().to_string();
         assert!(y.iter().all(|&y| y == 7.0), "{error}");
         error
@@ -242,9 +242,8 @@ fn pools_and_sizes_of_other_products_are_refused() {
     let plan = plan::Sizes { tokens: 3, top_k: 2, experts: 4 };
     let plan = cpu.plan(&plan, &Pool::markers(4).unwrap(), &plain.topk_ids).unwrap();
     let (none, mut y) = (cpu.pack::<f32>(2, 0, &[]).unwrap(), vec![7f32; 6 * 9]);
-    let (h, x) = (vec![0f32; 6 * 9], &plain.x);
-    let refused =
-        cpu.grouped(&sizes, &plan, &plain.pool, &plain.lora_ids, &none, x, &h, &plain.topk_weights, &mut y);
+    let (h, x, loras) = (vec![0f32; 6 * 9], &plain.x, plain.loras().unwrap());
+    let refused = cpu.grouped(&sizes, &plan, &plain.pool, &loras, &none, x, &h, &plain.topk_weights, &mut y);
     assert!(refused.is_err());
 }
 
