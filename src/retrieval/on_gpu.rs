@@ -18,6 +18,7 @@ mod wgpu;
 use super::list::List;
 use super::{Hit, Index, Metric, OP, Query, check_embedding, check_id, ready};
 use crate::adapter::LinearRouter;
+use crate::device::status::Status;
 use crate::error::{Error, Result};
 use crate::layer::Place;
 use crate::ops::route::{AllowLists, MAX_TOP_K, Rule, Sizes, Weighting};
@@ -41,6 +42,9 @@ pub trait Routes: Place<Linear: Send> + Send + Sync {
 
     /// What was placed.
     fn placed(router: &Self::Linear) -> &LinearRouter;
+
+    /// What its kernels saw since it was last asked; waits.
+    fn seen(&self) -> Result<Status>;
 
     /// `topk_ids` and `topk_weights` of every part; waits.
     fn best(&self, parts: &[Part<Self::Linear>], x: &[f32]) -> Result<Vec<(Vec<i32>, Vec<f32>)>>;
@@ -115,6 +119,11 @@ impl<D: Routes> ExactOn<D> {
         let parts = blocks.iter().map(part).collect::<Result<Vec<_>>>()?;
         let mut lists = vec![List::new(top_k); queries.len()];
         let found = self.device.best(&parts, x)?;
+        let seen = self.device.seen()?;
+        if !seen.is_ok() {
+            // Checked embeddings have none.
+            return Err(Error::argument(OP, "scores", "finite ones", seen));
+        }
         for ((block, part), (rows, scores)) in blocks.iter().zip(&parts).zip(found) {
             let width = part.sizes.rule.width();
             for (n, (row, score)) in rows.into_iter().zip(scores).enumerate() {
@@ -269,9 +278,4 @@ impl<D: Routes> Index for ExactOn<D> {
         let hits = parts.map(|(queries, x)| self.search_some(queries, x, top_k));
         Ok(hits.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
-}
-
-/// Refuses a part whose kernels saw a score that is not finite, which checked embeddings do not have.
-fn check_status(status: crate::device::status::Status) -> Result<()> {
-    if status.is_ok() { Ok(()) } else { Err(Error::argument(OP, "scores", "finite ones", status)) }
 }

@@ -1,8 +1,9 @@
 //! A CUDA device that routes: all parts enqueued, then read.
 
-use super::{Part, Routes, check_status};
+use super::{Part, Routes};
 use crate::adapter::LinearRouter;
 use crate::device::cuda::{Cuda, View, ViewMut};
+use crate::device::status::Status;
 use crate::error::Result;
 use crate::ops::route::{Allow, CudaRouter};
 
@@ -17,6 +18,10 @@ impl Routes for Cuda {
 
     fn placed(router: &CudaRouter) -> &LinearRouter {
         router.linear()
+    }
+
+    fn seen(&self) -> Result<Status> {
+        self.take_status()
     }
 
     fn best(&self, parts: &[Part<CudaRouter>], x: &[f32]) -> Result<Vec<(Vec<i32>, Vec<f32>)>> {
@@ -38,11 +43,9 @@ impl Routes for Cuda {
             drop((ids_view, scores_view));
             outputs.push((ids, scores, part.routes()));
         }
-        let found = outputs
+        outputs
             .iter()
-            .map(|(ids, scores, len)| Ok((self.download(ids, *len)?, self.download(scores, *len)?)));
-        let found = found.collect::<Result<Vec<_>>>()?;
-        check_status(self.take_status()?)?;
-        Ok(found)
+            .map(|(ids, scores, len)| Ok((self.download(ids, *len)?, self.download(scores, *len)?)))
+            .collect()
     }
 }

@@ -1,7 +1,8 @@
 //! A WebGPU device that routes: all parts in one submission.
 
-use super::{Part, Routes, check_status};
+use super::{Part, Routes};
 use crate::adapter::LinearRouter;
+use crate::device::status::Status;
 use crate::device::wgpu::{View, Wgpu};
 use crate::error::Result;
 use crate::ops::route::{Allow, WgpuRouter};
@@ -17,6 +18,10 @@ impl Routes for Wgpu {
 
     fn placed(router: &WgpuRouter) -> &LinearRouter {
         router.linear()
+    }
+
+    fn seen(&self) -> Result<Status> {
+        self.take_status()
     }
 
     fn best(&self, parts: &[Part<WgpuRouter>], x: &[f32]) -> Result<Vec<(Vec<i32>, Vec<f32>)>> {
@@ -40,11 +45,9 @@ impl Routes for Wgpu {
             outputs.push((ids, scores, part.routes()));
         }
         self.queue().submit([encoder.finish()]);
-        let found = outputs
+        outputs
             .iter()
-            .map(|(ids, scores, len)| Ok((self.download(ids, *len)?, self.download(scores, *len)?)));
-        let found = found.collect::<Result<Vec<_>>>()?;
-        check_status(self.take_status()?)?;
-        Ok(found)
+            .map(|(ids, scores, len)| Ok((self.download(ids, *len)?, self.download(scores, *len)?)))
+            .collect()
     }
 }
