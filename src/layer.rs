@@ -221,12 +221,16 @@ impl<D: Place> MoeLora<D> {
         &mut self.pool
     }
 
-    /// The same layer with ids given, over a pool of the same memory: what a store lends.
+    /// The same layer with ids given, over a pool of the same memory: what a store lends. Attention needs no more than ids.
     pub(crate) fn over(&self, pool: D::Pool) -> Self
     where
         D: Clone,
     {
-        let router = Router::External { top_k: self.router.top_k() };
+        let top_k = self.router.top_k();
+        let router = match self.router.attends() {
+            true => Router::RankAttention { top_k },
+            false => Router::External { top_k },
+        };
         Self { device: self.device.clone(), pool, router, output: self.output, form: self.form }
     }
 

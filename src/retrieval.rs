@@ -8,17 +8,21 @@
 //!
 //! An [`Index`] holds one embedding an adapter under an id that the caller chooses, and takes and gives up adapters one
 //! at a time without being built anew. [`Exact`] compares with every adapter by the library's own kernels: 100,000
-//! adapters of 384 numbers are 154 MB to read, once for up to 32 queries. Beyond that `Approximate` (feature
+//! adapters of 384 numbers are 154 MB to read, once for up to 32 queries. `ExactOn` does so on a GPU, by its router. Beyond that `Approximate` (feature
 //! `usearch`) walks a graph and scores what it finds as [`Exact`] does. The encoder is the caller's.
 
 #[cfg(feature = "usearch")]
 pub mod approximate;
 pub mod exact;
 mod list;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod on_gpu;
 
 #[cfg(feature = "usearch")]
 pub use approximate::Approximate;
 pub use exact::Exact;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use on_gpu::ExactOn;
 
 use crate::error::{Error, Result};
 use crate::ops::check_len;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The library's tests on CUDA alone, with whichever libcuda.so.1 FOLDER holds: the PTX machine unless said otherwise,
+# The library's tests on CUDA alone, and the demo's systems on a tiny model, with whichever libcuda.so.1 FOLDER holds: the PTX machine unless said otherwise,
 # another stand-in, or a real driver. MOLORA_REQUIRE makes its absence a failure. `--test NAME` takes the place of all.
 #
 #     tests/cuda.sh [FOLDER] [-- ARGUMENTS OF cargo test]
@@ -28,7 +28,8 @@ names=()
 case " $* " in
     *' --test'[\ =]*) ;;
     *) mapfile -t names < <({ basename -s .rs tests/*.rs && dirname tests/*/main.rs | xargs -n 1 basename; } |
-        grep -vE '^(approximate|cache|engine|parts|trace|.*_wgpu)$') ;;
+        grep -vE '^(approximate|cache|engine|parts|trace|.*_wgpu)$')
+        names+=(systems) ;;
 esac
 # The whole workspace, whose command switches CUDA on: what other runs have compiled is not compiled again.
 exec cargo test --workspace --no-fail-fast "${names[@]/#/--test=}" "$@"

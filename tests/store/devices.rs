@@ -1,11 +1,12 @@
 //! The devices as an engine would use them: begin enqueues (on the CPU: runs), end waits and reads.
 
 use crate::{IN, OUT};
+use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
 use molora::adapter::store::DevicePool;
 use molora::device::cpu;
 use molora::layer::{Base, MoeLora, Place, Router, Routing, Rows};
-use molora::{Cpu, Result};
+use molora::{Cpu, Lora, Result};
 
 pub trait Engine:
     Place<Pool: DevicePool + Send + Sync, Linear: Send + Sync> + Clone + Send + Sync + 'static
@@ -16,10 +17,10 @@ pub trait Engine:
     /// All devices of this kind.
     fn found() -> Vec<Self>;
 
-    /// A layer of an empty pool, ids given.
-    fn layer(&self, sizes: PoolSizes, top_k: usize) -> MoeLora<Self>;
+    /// A layer of an empty pool, ids given; with a router adapter its weights are the attention's.
+    fn layer(&self, sizes: PoolSizes, top_k: usize, attention: Option<&Lora>) -> MoeLora<Self>;
 
-    /// `base x + experts` for tokens of one route each, weights 1; y starts as NaN.
+    /// `base x + experts` for tokens of as many routes each, weights 1 unless the layer writes them; y starts as NaN.
     fn begin(layer: &MoeLora<Self>, base: &[f32], x: &[f32], ids: &[i32]) -> Result<Self::Pending>;
 
     /// y; whoever begins is told of ids that were skipped.
@@ -34,6 +35,10 @@ pub trait Engine:
     }
 }
 
+fn router(top_k: usize, attention: Option<&Lora>) -> Router<LinearRouter> {
+    attention.map_or(Router::External { top_k }, |_| Router::RankAttention { top_k })
+}
+
 fn rows(tokens: usize) -> Rows {
     Rows { tokens, x_stride: IN, y_stride: OUT }
 }
@@ -45,8 +50,10 @@ impl Engine for Cpu {
         vec![Cpu::new().unwrap()]
     }
 
-    fn layer(&self, sizes: PoolSizes, top_k: usize) -> MoeLora<Self> {
-        MoeLora::<Cpu>::new(self, cpu::Pool::new(sizes).unwrap(), Router::External { top_k }).unwrap()
+    fn layer(&self, sizes: PoolSizes, top_k: usize, attention: Option<&Lora>) -> MoeLora<Self> {
+        let mut pool = cpu::Pool::new(sizes).unwrap();
+        attention.into_iter().for_each(|lora| pool.set_attention(lora).unwrap());
+        MoeLora::<Cpu>::new(self, pool, router(top_k, attention)).unwrap()
     }
 
     fn begin(layer: &MoeLora<Self>, base: &[f32], x: &[f32], ids: &[i32]) -> Result<Vec<f32>> {
@@ -72,12 +79,12 @@ impl Engine for Cpu {
 
 #[cfg(feature = "wgpu")]
 mod wgpu {
-    use super::{Engine, rows};
+    use super::{Engine, router, rows};
     use crate::{IN, OUT};
     use molora::adapter::slots::PoolSizes;
     use molora::device::wgpu::{Pool, View};
-    use molora::layer::{Base, MoeLora, Router, RoutingView};
-    use molora::{Result, Wgpu};
+    use molora::layer::{Base, MoeLora, RoutingView};
+    use molora::{Lora, Result, Wgpu};
 
     impl Engine for Wgpu {
         type Pending = (::wgpu::Buffer, usize);
@@ -90,16 +97,18 @@ mod wgpu {
             Wgpu::adapters().into_iter().filter_map(|adapter| Wgpu::open(&adapter).ok()).collect()
         }
 
-        fn layer(&self, sizes: PoolSizes, top_k: usize) -> MoeLora<Self> {
-            MoeLora::<Wgpu>::new(self, Pool::new(self, sizes).unwrap(), Router::External { top_k }).unwrap()
+        fn layer(&self, sizes: PoolSizes, top_k: usize, attention: Option<&Lora>) -> MoeLora<Self> {
+            let mut pool = Pool::new(self, sizes).unwrap();
+            attention.into_iter().for_each(|lora| pool.set_attention(lora).unwrap());
+            MoeLora::<Wgpu>::new(self, pool, router(top_k, attention)).unwrap()
         }
 
         fn begin(layer: &MoeLora<Self>, base: &[f32], x: &[f32], ids: &[i32]) -> Result<Self::Pending> {
-            let (wgpu, tokens) = (layer.device(), x.len() / IN);
+            let (wgpu, tokens, routes) = (layer.device(), x.len() / IN, ids.len());
             let (x, weight, ids) = (wgpu.upload(x)?, wgpu.upload(base)?, wgpu.upload(ids)?);
             let (weights, y) =
-                (wgpu.upload(&vec![1f32; tokens])?, wgpu.upload(&vec![f32::NAN; tokens * OUT])?);
-            let routing = RoutingView::new(View::new(&ids, 0, tokens)?, View::new(&weights, 0, tokens)?);
+                (wgpu.upload(&vec![1f32; routes])?, wgpu.upload(&vec![f32::NAN; tokens * OUT])?);
+            let routing = RoutingView::new(View::new(&ids, 0, routes)?, View::new(&weights, 0, routes)?);
             let (mut workspace, mut encoder) = (layer.workspace(tokens)?, wgpu.encoder());
             let base = Base { weight: View::<f32>::whole(&weight), bias: None };
             let (x, y_view) = (View::whole(&x), View::whole(&y));
@@ -121,14 +130,14 @@ mod wgpu {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use super::{Engine, rows};
+    use super::{Engine, router, rows};
     use crate::{IN, OUT};
     use molora::adapter::slots::PoolSizes;
     use molora::device::cuda::cudarc::driver::CudaSlice;
     use molora::device::cuda::{Pool, View, ViewMut};
     use molora::layer::cuda::RoutingView;
-    use molora::layer::{Base, MoeLora, Router};
-    use molora::{Cuda, Result};
+    use molora::layer::{Base, MoeLora};
+    use molora::{Cuda, Lora, Result};
 
     impl Engine for Cuda {
         type Pending = CudaSlice<f32>;
@@ -138,14 +147,16 @@ mod cuda {
             Cuda::new(0).inspect_err(|why| println!("not tested: {why}")).into_iter().collect()
         }
 
-        fn layer(&self, sizes: PoolSizes, top_k: usize) -> MoeLora<Self> {
-            MoeLora::<Cuda>::new(self, Pool::new(self, sizes).unwrap(), Router::External { top_k }).unwrap()
+        fn layer(&self, sizes: PoolSizes, top_k: usize, attention: Option<&Lora>) -> MoeLora<Self> {
+            let mut pool = Pool::new(self, sizes).unwrap();
+            attention.into_iter().for_each(|lora| pool.set_attention(lora).unwrap());
+            MoeLora::<Cuda>::new(self, pool, router(top_k, attention)).unwrap()
         }
 
         fn begin(layer: &MoeLora<Self>, base: &[f32], x: &[f32], ids: &[i32]) -> Result<Self::Pending> {
             let (cuda, tokens) = (layer.device(), x.len() / IN);
+            let mut weights = cuda.upload(&vec![1f32; ids.len()])?;
             let (x, weight, mut ids) = (cuda.upload(x)?, cuda.upload(base)?, cuda.upload(ids)?);
-            let mut weights = cuda.upload(&vec![1f32; tokens])?;
             let mut y = cuda.upload(&vec![f32::NAN; tokens * OUT])?;
             let mut workspace = layer.workspace(tokens)?;
             let (x, weight) = (View::whole(cuda, &x)?, View::whole(cuda, &weight)?);

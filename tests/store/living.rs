@@ -219,7 +219,7 @@ fn ids_that_were_not_lent_are_not_read<D: Engine>() {
 
 fn one_slot_in_all_layers<D: Engine>() {
     for device in D::found() {
-        let layer = |ranks| device.layer(sizes(4, ranks), 1);
+        let layer = |ranks| device.layer(sizes(4, ranks), 1, None);
         let served = vec![Served::new("up", layer(16)), Served::new("down", layer(9))];
         let store = Store::new(Limits::default(), served).unwrap();
         let of = |seed, rank| lora(seed, (IN, OUT, rank));

@@ -1,5 +1,6 @@
 //! A living pool: adapters come and go while batches run, on every device.
 
+mod attended;
 mod books;
 mod devices;
 mod living;
@@ -47,7 +48,7 @@ fn of_modules(modules: &[(&str, Lora)]) -> Arc<Adapter> {
 
 /// A store of one layer, module `m`, of per-request adapters.
 fn store<D: devices::Engine>(device: &D, limits: Limits, sizes: PoolSizes) -> Store<D> {
-    Store::new(limits, vec![Served::new("m", device.layer(sizes, 1))]).unwrap()
+    Store::new(limits, vec![Served::new("m", device.layer(sizes, 1, None))]).unwrap()
 }
 
 /// The formula in f64: `base x + scaling B (A x)` for every token, each with one LoRA or none.

@@ -15,4 +15,5 @@ pub mod picture;
 pub mod record;
 pub mod retrieve;
 pub mod trace;
+pub mod train;
 pub mod verify;

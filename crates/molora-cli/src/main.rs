@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 #[cfg(feature = "wgpu")]
 use molora_cli::cache;
-use molora_cli::{bench, contend, demo, devices, forms, peers, record, retrieve, trace, verify};
+use molora_cli::{bench, contend, demo, devices, forms, peers, record, retrieve, trace, train, verify};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -29,9 +29,10 @@ enum Command {
     Contend(contend::ContendArgs),
     Forms(forms::FormsArgs),
     Peers(peers::PeersArgs),
-    Demo(demo::DemoArgs),
+    Demo(Box<demo::DemoArgs>),
     Retrieve(retrieve::RetrieveArgs),
     Trace(trace::TraceArgs),
+    Train(train::TrainArgs),
     Record(record::RecordArgs),
 }
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Retrieve(args) => retrieve::run(&args),
         Command::Trace(args) => trace::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Train(args) => train::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Record(args) => record::run(&args).map(|()| ExitCode::SUCCESS),
     };
     #[cfg(feature = "wgpu")]

@@ -91,3 +91,32 @@ fn demo_matches_expected() {
     assert_eq!((trace.names().len(), trace.parts().len()), (5, 5));
     assert_eq!(trace.tokens(), trace.parts().iter().map(|part| part.labels.len()).sum::<usize>());
 }
+
+/// The published systems of the demo, on the device of `MOLORA_DEVICE` (wgpu without it) as on the CPU, over as many sequences,
+/// tokens and domains as the machine has time for: `MOLORA_DEMO="--sequences 1 --tokens 16 --domains law"`.
+#[test]
+#[ignore = "fetches models of 98 and 83 MB once and computes for minutes; run with --release"]
+fn systems_agree_with_the_cpu() {
+    let device = std::env::var("MOLORA_DEVICE").unwrap_or_else(|_| "wgpu".into());
+    let cut = std::env::var("MOLORA_DEMO").unwrap_or_else(|_| "--sequences 1 --tokens 64".into());
+    let perplexity = |device: &str| -> serde_json::Value {
+        let own = ["demo", "--json", "--system", "ming,phatgoose,ramole,per-request", "--device", device];
+        let output = molora(&own.into_iter().chain(cut.split_whitespace()).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(said["device"], device);
+        said["perplexity"].clone()
+    };
+    let (want, got) = (perplexity("cpu"), perplexity(&device));
+    let mut largest = 0f64;
+    for (line, domains) in want.as_object().unwrap() {
+        for (domain, want) in domains.as_object().unwrap() {
+            let (want, got) = (want.as_f64().unwrap(), got[line][domain].as_f64().unwrap());
+            let difference = ((got - want) / want).abs();
+            println!("{line} {domain}: {got:.4}, on the CPU {want:.4}");
+            assert!(difference < 5e-5, "{line} {domain}: {got} {want}");
+            largest = largest.max(difference);
+        }
+    }
+    println!("largest relative difference on {device}: {largest:.1e}");
+}

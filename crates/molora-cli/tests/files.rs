@@ -76,19 +76,25 @@ fn a_missing_router_is_named() {
 }
 
 #[test]
-fn held_out_ids_are_cut_to_the_limit_and_checked() {
+fn held_out_ids_are_checked_and_cut() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("heldout.safetensors");
     let save = |values: Vec<i32>, shape: (usize, usize)| {
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
         candle_core::safetensors::save(&HashMap::from([("law", tensor)]), &path).unwrap();
     };
-    save(vec![1, 2, 3, 4, 5, 6], (3, 2));
-    assert_eq!(files::held_out(&path, 2).unwrap()["law"], [[1, 2], [3, 4]]);
+    save(vec![1, 2, 3, 4, 5, 6], (2, 3));
+    let all = files::held_out(&path).unwrap();
+    let cut = |sequences, domain: &str, tokens| files::cut(&all, sequences, &[domain.to_owned()], tokens);
+    assert_eq!(cut(0..9, "law", 9).unwrap()["law"], [[1, 2, 3], [4, 5, 6]]);
+    assert_eq!(cut(1..2, "law", 2).unwrap()["law"], [[4, 5]]);
+    assert!(cut(7..9, "law", 2).unwrap()["law"].is_empty());
+    assert!(cut(0..9, "law", 1).unwrap_err().to_string().contains("--tokens"));
+    assert!(cut(0..9, "poems", 9).unwrap_err().to_string().contains("expected some of law, got poems"));
     save(vec![1, 2, 3, -4, 5, 6], (3, 2));
-    assert!(format!("{:#}", files::held_out(&path, 9).unwrap_err()).contains("-4"));
+    assert!(format!("{:#}", files::held_out(&path).unwrap_err()).contains("-4"));
     save(vec![1, 2, 3], (3, 1));
-    assert!(files::held_out(&path, 9).is_err());
+    assert!(files::held_out(&path).is_err());
 }
 
 #[test]

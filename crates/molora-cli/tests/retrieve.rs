@@ -99,7 +99,7 @@ fn held_out_texts_find_their_experts() {
     let library = Library::new(encoder, &texts, molora::retrieval::Metric::Cosine).unwrap();
     let path = files::given_or_own(None, "heldout.safetensors", "heldout").unwrap();
     let (mut right, mut second, mut all) = (0, 0, 0);
-    for (domain, sequences) in files::held_out(&path, usize::MAX).unwrap() {
+    for (domain, sequences) in files::held_out(&path).unwrap() {
         let queries: Vec<String> = sequences.iter().map(|ids| text.decode(ids).unwrap()).collect();
         // Samples are one line each.
         let flat: Vec<String> =

@@ -1,4 +1,4 @@
-//! The systems' settings on a tiny random model: requests in one batch, RAMoLE's attention, PHATGOOSE's gates.
+//! The systems' settings on a tiny random model, on every device: requests in one batch, RAMoLE's attention, PHATGOOSE's gates.
 
 mod common;
 
@@ -9,7 +9,7 @@ use molora_cli::engine::host::with_slice;
 use molora_cli::engine::linear::Seen;
 use molora_cli::engine::mixture::Mixture;
 use molora_cli::engine::model::{Model, Pass};
-use molora_cli::engine::setting::Setting;
+use molora_cli::engine::setting::{Gates, Setting};
 use std::collections::BTreeMap;
 
 const ONE: &[u32] = &[3, 1, 4, 1, 5, 9];
@@ -53,28 +53,38 @@ fn attended() -> Mixture {
     mixture
 }
 
+/// The mixture's model on every device, named.
+fn models(mixture: &Mixture) -> impl Iterator<Item = (&'static str, Model)> {
+    common::devices().into_iter().map(|device| (device.name(), common::model_on(&device, mixture)))
+}
+
 #[test]
 fn every_request_of_a_batch_takes_its_own_adapter() {
     for (mixture, attend) in [(common::mixture(), false), (attended(), true)] {
-        let mut model = common::model(&mixture);
-        let sets = vec![vec![1], vec![], vec![2]];
-        // One adapter alone has all the weight, whoever gives it.
-        let setting = if attend { Setting::Attended(sets) } else { Setting::Requests(sets) };
-        let batch = run(&mut model, &[ONE, TWO, TWO], &setting, &mut |_| ());
-        for (row, (ids, setting)) in
-            [(ONE, expert(1)), (TWO, Setting::Base), (TWO, expert(2))].iter().enumerate()
-        {
-            let alone = run(&mut model, &[ids], setting, &mut |_| ()).remove(0);
-            assert_close(&batch[row], &alone, &format!("{setting} {row}"));
-        }
-        assert_ne!(batch[1], batch[2]);
+        models(&mixture).for_each(|(device, model)| requests_of_a_batch(device, model, attend));
     }
+}
+
+fn requests_of_a_batch(device: &str, mut model: Model, attend: bool) {
+    let sets = vec![vec![1], vec![], vec![2]];
+    // One adapter alone has all the weight, whoever gives it.
+    let setting = if attend { Setting::Attended(sets) } else { Setting::Requests(sets) };
+    let batch = run(&mut model, &[ONE, TWO, TWO], &setting, &mut |_| ());
+    for (row, (ids, setting)) in [(ONE, expert(1)), (TWO, Setting::Base), (TWO, expert(2))].iter().enumerate()
+    {
+        let alone = run(&mut model, &[ids], setting, &mut |_| ()).remove(0);
+        assert_close(&batch[row], &alone, &format!("{device} {setting} {row}"));
+    }
+    assert_ne!(batch[1], batch[2]);
 }
 
 #[test]
 fn attention_weighs_as_published() {
     let mixture = attended();
-    let mut model = common::model(&mixture);
+    models(&mixture).for_each(|(device, model)| attention_of(device, model, &mixture));
+}
+
+fn attention_of(device: &str, mut model: Model, mixture: &Mixture) {
     let mut seen_linears = 0;
     let mut check = |seen: Seen| {
         let module = &mixture.modules[&(seen.layer, seen.projection)];
@@ -105,7 +115,7 @@ fn attention_weighs_as_published() {
             );
             let apart = score(set[1].0) - score(set[0].0);
             let want = 1.0 / (1.0 + apart.exp());
-            assert!((f64::from(set[0].1) - want).abs() < 1e-4, "{token}: {set:?} {want}");
+            assert!((f64::from(set[0].1) - want).abs() < 1e-4, "{device} {token}: {set:?} {want}");
         }
         seen_linears += 1;
     };
@@ -118,7 +128,10 @@ fn attention_weighs_as_published() {
 #[test]
 fn gates_are_fitted_and_score_between_layer_norms() {
     let mixture = common::mixture();
-    let mut model = common::model(&mixture);
+    models(&mixture).for_each(|(device, model)| gates_of(device, model, &mixture));
+}
+
+fn gates_of(device: &str, mut model: Model, mixture: &Mixture) {
     let sequences = |seed: u64| -> Vec<Vec<u32>> {
         let ids = |n: u64| common::random(seed + n, 16).iter().map(|v| ((v + 1.0) * 19.0) as u32).collect();
         (0..5).map(ids).collect()
@@ -132,9 +145,9 @@ fn gates_are_fitted_and_score_between_layer_norms() {
     assert!(fitted.gates.keys().eq(mixture.modules.keys()));
     assert_eq!(model.expert_places(), mixture.modules.keys().copied().collect::<Vec<_>>());
     // 30 random inputs of three domains in a few dimensions: not all apart, but far more than the third that chance gives.
-    assert!(fitted.right > 0.6, "{}", fitted.right);
+    assert!(fitted.right > 0.6, "{device}: {}", fitted.right);
     for (&at, gates) in &fitted.gates {
-        model.expert_linear_mut(at).unwrap().set_gates(gates.clone()).unwrap();
+        model.expert_linear_mut(at).unwrap().set_gates(Gates::Logistic, gates.clone()).unwrap();
     }
     let norm = |u: &[f32]| -> Vec<f64> {
         let n = u.len() as f64;
@@ -154,17 +167,46 @@ fn gates_are_fitted_and_score_between_layer_norms() {
             let got: Vec<(usize, f32)> = seen.routing.of(token).collect();
             assert_eq!(got.iter().map(|g| g.0).collect::<Vec<_>>(), [scores[0].0, scores[1].0]);
             let first = 1.0 / (1.0 + (scores[1].1 - scores[0].1).exp());
-            assert!((f64::from(got[0].1) - first).abs() < 1e-4, "{token}: {got:?} {first}");
+            assert!((f64::from(got[0].1) - first).abs() < 1e-4, "{device} {token}: {got:?} {first}");
         }
     };
-    run(&mut model, &[ONE], &Setting::Phatgoose, &mut check);
+    run(&mut model, &[ONE], &Setting::Phatgoose(Gates::Logistic), &mut check);
     // Other gates count from the next call on.
-    let before = run(&mut model, &[ONE], &Setting::Phatgoose, &mut |_| ());
+    let before = run(&mut model, &[ONE], &Setting::Phatgoose(Gates::Logistic), &mut |_| ());
     for at in model.expert_places() {
         let turned = fitted.gates[&at].iter().map(|v| -v).collect();
-        model.expert_linear_mut(at).unwrap().set_gates(turned).unwrap();
+        model.expert_linear_mut(at).unwrap().set_gates(Gates::Logistic, turned).unwrap();
     }
-    assert_ne!(before, run(&mut model, &[ONE], &Setting::Phatgoose, &mut |_| ()));
+    assert_ne!(before, run(&mut model, &[ONE], &Setting::Phatgoose(Gates::Logistic), &mut |_| ()));
+}
+
+/// Every system through the whole model, on every device what it is on the CPU: a token's weights, and the last layer's rows.
+#[test]
+fn devices_agree() {
+    let mixture = attended();
+    let mut cpu = common::model(&mixture);
+    for (device, mut model) in models(&mixture) {
+        for (n, at) in cpu.expert_places().into_iter().enumerate() {
+            let width = common::shape(at.1).1;
+            for model in [&mut cpu, &mut model] {
+                let gates = common::random(70 + n as u64, 3 * width);
+                model.expert_linear_mut(at).unwrap().set_gates(Gates::Logistic, gates).unwrap();
+            }
+        }
+        let sets = vec![vec![2, 0], vec![1]];
+        let systems = [Setting::Top(2), Setting::Phatgoose(Gates::Logistic), Setting::Requests(sets.clone())];
+        for setting in systems.into_iter().chain([Setting::Attended(sets)]) {
+            let mut both = [&mut cpu, &mut model].map(|model| {
+                let mut weights = Vec::new();
+                let mut observe = |seen: Seen| weights.extend_from_slice(&seen.routing.weights);
+                let rows = run(model, &[ONE, TWO], &setting, &mut observe).concat();
+                (rows, weights)
+            });
+            let ((rows, weights), (want_rows, want_weights)) = (std::mem::take(&mut both[1]), &both[0]);
+            assert_close(&rows, want_rows, &format!("{device} {setting}"));
+            assert_close(&weights, want_weights, &format!("{device} {setting}: weights"));
+        }
+    }
 }
 
 #[test]

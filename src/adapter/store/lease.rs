@@ -76,8 +76,8 @@ impl<D: Place<Pool: DevicePool> + Clone> Lease<D> {
 
     /// A layer to run with these adapters. It knows no others: their ids are refused (CPU), or skipped with a bit in the status
     /// word (GPUs), and neither workspace nor form depend on what else is in the pool. Its ids are given
-    /// ([`Router::External`](crate::Router::External)); a layer's own router fills them by [`Store::layer`](super::Store::layer)'s
-    /// `route`. It may be kept and used from any thread, and holds its adapters like the lease.
+    /// ([`Router::External`](crate::Router::External), or [`Router::RankAttention`](crate::Router::RankAttention) where the layer
+    /// has that); a layer's own linear router fills them by [`Store::layer`](super::Store::layer)'s `route`. It may be kept and used from any thread, and holds its adapters like the lease.
     ///
     /// Costs a copy of the slots, 16 bytes each.
     pub fn layer(&self, layer: usize) -> Result<MoeLora<D>> {

@@ -4,10 +4,8 @@ use super::perplexity::{HeldOut, Perplexity};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// Sequences of each domain that a quick run takes.
-pub const QUICK_SEQUENCES: usize = 4;
 
 /// A file given by the user, or the crate's own. `option` is the option that names another one.
 pub fn given_or_own(given: Option<&Path>, own: &str, option: &str) -> Result<PathBuf> {
@@ -34,8 +32,8 @@ pub fn ids(tensor: &Tensor) -> Result<Vec<u32>> {
     ids.into_iter().map(|id| u32::try_from(id).with_context(|| format!("expected an id, got {id}"))).collect()
 }
 
-/// Reads `[sequences, tokens]` ids for each domain; at most `limit` sequences of each.
-pub fn held_out(path: &Path, limit: usize) -> Result<HeldOut> {
+/// Reads `[sequences, tokens]` ids for each domain.
+pub fn held_out(path: &Path) -> Result<HeldOut> {
     let file = path.display();
     let tensors = candle_core::safetensors::load(path, &Device::Cpu)
         .with_context(|| format!("{file}: cannot be read as safetensors"))?;
@@ -48,10 +46,25 @@ pub fn held_out(path: &Path, limit: usize) -> Result<HeldOut> {
             "{file}: {domain}: expected at least [1, 2], got [{sequences}, {tokens}]"
         );
         let ids = ids(&tensor).with_context(|| format!("{file}: {domain}"))?;
-        held_out.insert(domain, ids.chunks_exact(tokens).take(limit).map(<[u32]>::to_vec).collect());
+        held_out.insert(domain, ids.chunks_exact(tokens).map(<[u32]>::to_vec).collect());
     }
     ensure!(!held_out.is_empty(), "{file}: expected at least one domain, got none");
     Ok(held_out)
+}
+
+/// Some sequences of some domains (none named: of all), and their first tokens.
+pub fn cut(all: &HeldOut, sequences: Range<usize>, domains: &[String], tokens: usize) -> Result<HeldOut> {
+    ensure!(tokens > 1, "--tokens: expected at least 2, of which the second is predicted; got {tokens}");
+    if let Some(unknown) = domains.iter().find(|domain| !all.contains_key(*domain)) {
+        let known: Vec<&str> = all.keys().map(String::as_str).collect();
+        bail!("--domains: expected some of {}, got {unknown}", known.join(", "));
+    }
+    let asked = all.iter().filter(|(domain, _)| domains.is_empty() || domains.contains(domain));
+    let part = |all: &Vec<Vec<u32>>| -> Vec<Vec<u32>> {
+        let some = &all[sequences.start.min(all.len())..sequences.end.min(all.len())];
+        some.iter().map(|ids| ids[..ids.len().min(tokens)].to_vec()).collect()
+    };
+    Ok(asked.map(|(domain, all)| (domain.clone(), part(all))).collect())
 }
 
 /// Reads the perplexities of an independent implementation: `perplexity` or `perplexity_first4`.

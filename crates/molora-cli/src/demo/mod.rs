@@ -1,5 +1,6 @@
 //! `molora demo`: a small language model whose last layers carry a mixture of LoRA experts.
 
+mod args;
 pub mod files;
 pub mod gates;
 pub mod golden;
@@ -18,85 +19,20 @@ use crate::engine::tokenizer::Text;
 use crate::picture::{self, Kind};
 use crate::trace;
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+pub use args::DemoArgs;
 use golden::Golden;
 use indicatif::{ProgressBar, ProgressStyle};
 use molora::host::Device;
 use molora::trace::Trace;
-use perplexity::HeldOut;
+use perplexity::{HeldOut, Perplexity};
 use prompt::{Answer, Sampling};
 use report::Report;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Tokens of each domain in the picture of a run without a prompt.
 const PICTURE_TOKENS: usize = 20;
-
-/// Held-out perplexity, golden values and a prompt of your own, on SmolLM2-135M-Instruct with five LoRA experts
-#[derive(Debug, Clone, Args)]
-pub struct DemoArgs {
-    /// Answer this text with the routed mixture, instead of measuring
-    #[arg(long, value_name = "TEXT")]
-    pub prompt: Option<String>,
-    /// Tokens of the answer, at most
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "prompt")]
-    pub max_tokens: usize,
-    /// 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0, requires = "prompt", value_parser = temperature)]
-    pub temperature: f64,
-    /// Seed of the random numbers of --temperature
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "prompt")]
-    pub seed: u64,
-    /// Published systems beside the bare model, the single experts and their average, instead of the demo's own settings
-    #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',', conflicts_with = "prompt")]
-    pub system: Vec<systems::System>,
-    /// Another sentence encoder for --system ramole, as `molora retrieve` takes [default: fetched once]
-    #[arg(long, value_name = "DIR")]
-    pub encoder: Option<PathBuf>,
-    /// All held-out sequences, not only the first four of each domain
-    #[arg(long)]
-    pub full: bool,
-    /// What computes the linears with experts: best, cpu, cuda or wgpu
-    #[arg(long, value_name = "NAME", default_value = "best")]
-    pub device: String,
-    /// Another GGUF file of a llama-like model [default: fetched once]
-    #[arg(long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Another folder with one PEFT adapter in each subfolder
-    #[arg(long, value_name = "DIR")]
-    pub experts: Option<PathBuf>,
-    /// The experts in the order of the routers' rows [default: as the routers' file says, else alphabetical]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub order: Option<Vec<String>>,
-    /// Another file of routers
-    #[arg(long, value_name = "FILE")]
-    pub routers: Option<PathBuf>,
-    /// Other held-out token ids
-    #[arg(long, value_name = "FILE")]
-    pub heldout: Option<PathBuf>,
-    /// Another golden sequence
-    #[arg(long, value_name = "FILE")]
-    pub golden: Option<PathBuf>,
-    /// Other expected perplexities
-    #[arg(long, value_name = "FILE")]
-    pub expected: Option<PathBuf>,
-    /// Where to draw which experts each token took
-    #[arg(long, value_name = "FILE", default_value = "molora-demo.svg")]
-    pub picture: PathBuf,
-    /// Where to write the picture's choices as JSON lines, for `molora trace`
-    #[arg(long, value_name = "FILE")]
-    pub trace: Option<PathBuf>,
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    pub json: bool,
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
-        _ => Err(format!("expected a number from 0 on, got {text}")),
-    }
-}
 
 /// Runs the command.
 pub fn run(args: &DemoArgs) -> Result<()> {
@@ -142,7 +78,8 @@ impl Demo {
         let routers = files::given_or_own(args.routers.as_deref(), "routers.safetensors", "routers")?;
         let mut mixture = Mixture::load(&experts, &routers, args.order.as_deref())?;
         if args.system.contains(&systems::System::Ramole) {
-            systems::add_attention(&mut mixture)?;
+            let attention = args.trained(args.attention.as_deref(), "attention", "attention")?;
+            systems::add_attention(&mut mixture, &attention)?;
         }
         let path = match &args.model {
             Some(path) => files::given_or_own(Some(path), "", "model")?,
@@ -162,17 +99,12 @@ impl Demo {
     }
 
     /// Perplexities, golden differences and the picture; also the expected perplexities, where there are some.
-    pub fn measure(&mut self, args: &DemoArgs) -> Result<(Report, Option<perplexity::Perplexity>)> {
-        let limit = if args.full { usize::MAX } else { files::QUICK_SEQUENCES };
-        let path = files::given_or_own(args.heldout.as_deref(), "heldout.safetensors", "heldout")?;
-        let held_out = files::held_out(&path, limit)?;
-        // The crate's own figures say nothing about other models, experts or texts.
-        let own_mixture = args.model.is_none() && args.experts.is_none() && args.routers.is_none();
-        let expected = if args.full { "expected.json" } else { "expected_first4.json" };
-        let expected =
-            known(args.expected.as_deref(), expected, "expected", own_mixture && args.heldout.is_none())?;
-        let expected = expected.map(|path| files::expected(&path)).transpose()?;
-        let golden = known(args.golden.as_deref(), "golden.safetensors", "golden", own_mixture)?;
+    pub fn measure(&mut self, args: &DemoArgs) -> Result<(Report, Option<Perplexity>)> {
+        let sequences = if args.full { usize::MAX } else { args.sequences as usize };
+        let held_out = args.held_out(&args.all_sequences()?, sequences)?;
+        let expected = args.expected()?;
+        let own = args.is_own_mixture() && args.tokens.is_none();
+        let golden = known(args.golden.as_deref(), "golden.safetensors", "golden", own)?;
         let golden = golden.map(|path| Golden::read(&path)).transpose()?;
 
         let golden = golden.map(|golden| golden.compare(&mut self.model, &self.settings)).transpose()?;
@@ -180,7 +112,8 @@ impl Demo {
         let evaluation = perplexity::evaluate(&mut self.model, &held_out, &self.settings, &bar)?;
         bar.finish_and_clear();
         tracing::info!("{} tokens in {:.1} s", evaluation.tokens, evaluation.time.as_secs_f64());
-        self.draw_openings(&held_out, args)?;
+        let routed = held_out.keys().map(|domain| (domain.clone(), self.routed())).collect();
+        self.draw_openings(args, &held_out, &[(String::new(), routed)])?;
         Ok((Report::new(&self.device, evaluation, golden, self.model.forms()), expected))
     }
 
@@ -189,16 +122,24 @@ impl Demo {
         Setting::Top(self.experts.len().min(2))
     }
 
-    /// The picture of a run without a prompt: the first tokens of each domain.
-    fn draw_openings(&mut self, held_out: &HeldOut, args: &DemoArgs) -> Result<()> {
-        let setting = self.routed();
+    /// The picture of a run without a prompt: the first tokens of each domain, and below each other what each of some systems
+    /// takes for them, by its setting for the domain.
+    fn draw_openings(
+        &mut self,
+        args: &DemoArgs,
+        held_out: &HeldOut,
+        systems: &[(String, BTreeMap<String, Setting>)],
+    ) -> Result<()> {
         let mut trace = Trace::new(&self.experts);
         for (domain, sequences) in held_out {
             let ids = &sequences[0][..sequences[0].len().min(PICTURE_TOKENS)];
             let x = self.model.embed(&[ids])?;
-            let mut observe = |seen: Seen| seen.record(&mut trace);
-            let mut pass = Pass { setting: &setting, cache: None, observer: Some(&mut observe) };
-            self.model.run(0..self.model.config().layers, x, &mut pass)?;
+            for (name, settings) in systems {
+                let before = if name.is_empty() { String::new() } else { format!("{name}.") };
+                let mut observe = |seen: Seen| seen.record(&before, &mut trace);
+                let mut pass = Pass { setting: &settings[domain], cache: None, observer: Some(&mut observe) };
+                self.model.run(0..self.model.config().layers, x.clone(), &mut pass)?;
+            }
             trace.add_part(format!("held-out {domain}"), self.labels(ids)?);
         }
         self.draw(args, &trace)
@@ -309,7 +250,8 @@ fn known(given: Option<&Path>, own: &str, option: &str, applies: bool) -> Result
     files::given_or_own(given, own, option).map(Some)
 }
 
-fn progress(steps: u64) -> Result<ProgressBar> {
+/// A bar that shows what is worked at.
+pub(crate) fn progress(steps: u64) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("[{bar:40}] {pos}/{len} {eta} {msg}").context("progress bar")?;
     Ok(ProgressBar::new(steps).with_style(style.progress_chars("=> ")))
 }

@@ -58,7 +58,7 @@ pub fn answer(
     for step in 0..sampling.max_tokens.min(room) {
         let fed = cache.tokens();
         let x = model.embed(&[&ids[fed..]])?;
-        let mut observe = |seen: Seen| seen.record(&mut trace);
+        let mut observe = |seen: Seen| seen.record("", &mut trace);
         let mut pass = Pass { setting, cache: Some(&mut cache), observer: Some(&mut observe) };
         let h = model.run(0..model.config().layers, x, &mut pass)?;
         cache.advance(ids.len() - fed);

@@ -2,23 +2,23 @@
 
 use super::perplexity::{BATCH, Evaluation, HeldOut, Perplexity, sequences_nll};
 use super::report::Report;
-use super::{Demo, DemoArgs, files, gates, known, progress};
+use super::{Demo, DemoArgs, files, gates, progress};
 use crate::encoder::Encoder;
 use crate::engine::mixture::Mixture;
 use crate::engine::model::Pass;
-use crate::engine::setting::Setting;
+use crate::engine::projection::Projection;
+use crate::engine::setting::{Gates, Setting};
 use crate::retrieve::{Library, own_texts, sample_texts};
+use crate::train::FIT;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use clap::ValueEnum;
-use molora::Lora;
+use molora::adapter::{Adapter, read_routers};
 use molora::retrieval::Metric;
-use molora_check::rng::Rng;
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
 use std::time::Instant;
-
-/// Sequences of each domain that fit PHATGOOSE's gates, and are never measured.
-const FIT: std::ops::Range<usize> = 8..16;
 
 /// Tokens of a sequence that are its request's text for retrieval.
 const TEXT_TOKENS: usize = 64;
@@ -26,17 +26,16 @@ const TEXT_TOKENS: usize = 64;
 /// Adapters that are retrieved for a request.
 const RETRIEVED: usize = 3;
 
-/// Rank of RAMoLE's router adapter.
-const ROUTER_RANK: usize = 8;
-
 /// A published system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum System {
     /// MING-MOE: each linear's given router, the 2 best, softmax over those
     Ming,
-    /// PHATGOOSE: a gate for every expert and linear, fitted by logistic regression on its own input
+    /// PHATGOOSE: a gate for every expert and linear, trained with the language model's loss
     Phatgoose,
-    /// RAMoLE: 3 adapters retrieved by each sequence's text, weighed by attention with an untrained router
+    /// The same with gates fitted here by logistic regression on their own inputs
+    PhatgooseLogistic,
+    /// RAMoLE: 3 adapters retrieved by each sequence's text, weighed by attention with a trained router adapter
     Ramole,
     /// Each sequence brings its own domain's adapter, in one batch with the same sequences without one
     PerRequest,
@@ -54,13 +53,9 @@ enum Line {
 
 /// Measures the systems that were asked for, and prints the table or JSON.
 pub fn run(demo: &mut Demo, args: &DemoArgs) -> Result<String> {
-    let path = files::given_or_own(args.heldout.as_deref(), "heldout.safetensors", "heldout")?;
-    let all = files::held_out(&path, usize::MAX)?;
-    let part = |range: std::ops::Range<usize>| -> HeldOut {
-        let rows = |s: &Vec<Vec<u32>>| s[range.start.min(s.len())..range.end.min(s.len())].to_vec();
-        all.iter().map(|(domain, sequences)| (domain.clone(), rows(sequences))).collect()
-    };
-    let held_out = part(0..if args.full { FIT.start } else { files::QUICK_SEQUENCES });
+    let all = args.all_sequences()?;
+    let sequences = if args.full { FIT.start } else { FIT.start.min(args.sequences as usize) };
+    let held_out = args.held_out(&all, sequences)?;
     let mut notes = BTreeMap::new();
     let mut lines: Vec<(String, Line)> = Setting::all(&demo.experts)
         .into_iter()
@@ -71,8 +66,14 @@ pub fn run(demo: &mut Demo, args: &DemoArgs) -> Result<String> {
         let (name, line) = match system {
             System::Ming => ("ming-moe", Line::Fixed(demo.routed())),
             System::Phatgoose => {
-                notes.insert("phatgoose", fit_gates(demo, &part(FIT))?);
-                ("phatgoose", Line::Fixed(Setting::Phatgoose))
+                read_gates(demo, &args.trained(args.gates.as_deref(), "gates.safetensors", "gates")?)?;
+                notes.insert("phatgoose", "gates by the published recipe (molora train gates)".into());
+                ("phatgoose", Line::Fixed(Setting::Phatgoose(Gates::Trained)))
+            }
+            System::PhatgooseLogistic => {
+                let note = fit_gates(demo, &files::cut(&all, FIT, &[], usize::MAX)?)?;
+                notes.insert("phatgoose-logistic", note);
+                ("phatgoose-logistic", Line::Fixed(Setting::Phatgoose(Gates::Logistic)))
             }
             System::Ramole => {
                 let (sets, note) = retrieve(demo, args, &held_out)?;
@@ -86,6 +87,7 @@ pub fn run(demo: &mut Demo, args: &DemoArgs) -> Result<String> {
         }
     }
     let evaluation = evaluate(demo, &held_out, &lines)?;
+    draw(demo, args, &held_out, &lines)?;
     let mut labels: Vec<String> = lines.into_iter().map(|(name, _)| name).collect();
     if labels.iter().any(|label| label == "per-request") {
         labels.push(BESIDE.to_owned());
@@ -94,10 +96,7 @@ pub fn run(demo: &mut Demo, args: &DemoArgs) -> Result<String> {
             "each sequence with its own domain's adapter, and once more without one in the same calls".into(),
         );
     }
-    let own =
-        args.model.is_none() && args.experts.is_none() && args.routers.is_none() && args.heldout.is_none();
-    let expected = known(args.expected.as_deref(), "expected_first4.json", "expected", own && !args.full)?;
-    let mut expected = expected.map(|path| files::expected(&path)).transpose()?;
+    let mut expected = args.expected()?;
     if let Some(expected) = &mut expected {
         // The demo's own setting of that system, and what has no adapter beside others.
         for (line, same) in [("ming-moe", "top2"), (BESIDE, "base")] {
@@ -119,17 +118,36 @@ pub fn run(demo: &mut Demo, args: &DemoArgs) -> Result<String> {
 /// The line of the sequences without an adapter in the calls of `per-request`.
 const BESIDE: &str = "base beside";
 
-/// A router adapter for every linear: random, since nobody trained one for these experts.
-pub fn add_attention(mixture: &mut Mixture) -> Result<()> {
+/// Gives every linear its part of a router adapter, a PEFT folder.
+pub fn add_attention(mixture: &mut Mixture, folder: &Path) -> Result<()> {
+    let adapter = Adapter::from_peft(folder)?;
+    let mut loras: BTreeMap<_, _> =
+        adapter.modules().iter().filter_map(|(name, lora)| Some((Projection::parse(name)?, lora))).collect();
     for (&(layer, projection), module) in &mut mixture.modules {
-        let Some(lora) = module.experts.iter().flatten().next() else { continue };
-        let (inputs, outputs) = (lora.in_features(), lora.out_features());
-        let mut rng = Rng::named(&format!("router {layer} {}", projection.name()), 0);
-        let mut draw = |width: usize| -> Vec<f32> {
-            (0..ROUTER_RANK * width).map(|_| rng.value((3.0 / width as f32).sqrt())).collect()
-        };
-        let (a, b) = (draw(inputs), draw(outputs));
-        module.attention = Some(Lora::new(inputs, outputs, ROUTER_RANK, 1.0, &a, &b)?);
+        let at = format!("{}: layers.{layer}.{}", folder.display(), projection.name());
+        let lora = loras.remove(&(layer, projection)).with_context(|| format!("{at}: expected a LoRA"))?;
+        module.attention = Some(lora.clone());
+    }
+    Ok(())
+}
+
+/// Gives the model PHATGOOSE's gates of a file.
+fn read_gates(demo: &mut Demo, file: &Path) -> Result<()> {
+    let mut gates = read_routers(file)?;
+    for (layer, projection) in demo.model.expert_places() {
+        let at = format!("{}: layers.{layer}.{}.router.weight", file.display(), projection.name());
+        let rows = gates.remove(&(layer, projection.name().to_owned()));
+        let rows = rows.with_context(|| format!("{at}: expected gates"))?;
+        let linear = demo.model.expert_linear_mut((layer, projection)).context("a linear that was seen")?;
+        ensure!(
+            (rows.experts(), rows.in_features()) == (demo.experts.len(), linear.in_features()),
+            "{at}: expected [{}, {}], got [{}, {}]",
+            demo.experts.len(),
+            linear.in_features(),
+            rows.experts(),
+            rows.in_features()
+        );
+        linear.set_gates(Gates::Trained, rows.weight().to_vec())?;
     }
     Ok(())
 }
@@ -139,14 +157,17 @@ fn fit_gates(demo: &mut Demo, sequences: &HeldOut) -> Result<String> {
     let count = sequences.values().map(Vec::len).min().unwrap_or(0);
     ensure!(
         count > 0,
-        "--system phatgoose: expected sequences {FIT:?} of each domain to fit gates, got fewer"
+        "--system phatgoose-logistic: expected sequences {FIT:?} of each domain to fit gates, got fewer"
     );
     let linears = demo.model.expert_places().len();
     let bar = progress(gates::steps(sequences, linears))?;
     let fitted = gates::fit(&mut demo.model, sequences, &demo.experts, &bar)?;
     bar.finish_and_clear();
     for (at, gates) in fitted.gates {
-        demo.model.expert_linear_mut(at).context("a linear that was seen")?.set_gates(gates)?;
+        demo.model
+            .expert_linear_mut(at)
+            .context("a linear that was seen")?
+            .set_gates(Gates::Logistic, gates)?;
     }
     Ok(format!(
         "gates by logistic regression on each gate's own input, a first step and not the published training; fitted on sequences \
@@ -180,8 +201,7 @@ fn retrieve(demo: &Demo, args: &DemoArgs, held_out: &HeldOut) -> Result<(Retriev
     }
     let note = format!(
         "the {RETRIEVED} adapters nearest to the text of each sequence's first {TEXT_TOKENS} tokens (the first was the domain's \
-         own for {right} of {of}); the attention's router adapter is random and seeded, rank {ROUTER_RANK}: nobody trained one \
-         for these experts"
+         own for {right} of {of}); the attention's router adapter by the published recipe (molora train attention)"
     );
     Ok((sets, note))
 }
@@ -234,18 +254,39 @@ fn call<'a>(
     x: &Tensor,
     ids: &[&'a [u32]],
 ) -> Result<(Tensor, Vec<&'a [u32]>, Setting)> {
-    Ok(match line {
-        Line::Fixed(setting) => (x.clone(), ids.to_vec(), setting.clone()),
-        Line::Ramole(sets) => {
-            (x.clone(), ids.to_vec(), Setting::Attended(sets[domain][first..first + ids.len()].to_vec()))
+    Ok(match setting(demo, line, domain, first..first + ids.len())? {
+        Setting::Requests(mut sets) => {
+            sets.resize(2 * ids.len(), Vec::new());
+            (Tensor::cat(&[x, x], 0)?, ids.repeat(2), Setting::Requests(sets))
         }
+        setting => (x.clone(), ids.to_vec(), setting),
+    })
+}
+
+/// A line's setting for some sequences of a domain.
+fn setting(demo: &Demo, line: &Line, domain: &str, sequences: Range<usize>) -> Result<Setting> {
+    Ok(match line {
+        Line::Fixed(setting) => setting.clone(),
+        Line::Ramole(sets) => Setting::Attended(sets[domain][sequences].to_vec()),
         Line::PerRequest => {
             let slot = demo.experts.iter().position(|name| name == domain);
             let slot =
                 slot.with_context(|| format!("{domain}: expected an expert of that name, got none"))?;
-            let mut sets = vec![vec![slot]; ids.len()];
-            sets.resize(2 * ids.len(), Vec::new());
-            (Tensor::cat(&[x, x], 0)?, ids.repeat(2), Setting::Requests(sets))
+            Setting::Requests(vec![vec![slot]; sequences.len()])
         }
     })
+}
+
+/// The picture: what each system takes for the first tokens of each domain.
+fn draw(demo: &mut Demo, args: &DemoArgs, held_out: &HeldOut, lines: &[(String, Line)]) -> Result<()> {
+    let mut systems = Vec::new();
+    for (name, line) in lines {
+        // What every token takes alike is no picture.
+        if matches!(line, Line::Fixed(Setting::Base | Setting::Expert { .. } | Setting::Uniform)) {
+            continue;
+        }
+        let own = |domain: &String| Ok((domain.clone(), setting(demo, line, domain, 0..1)?));
+        systems.push((name.clone(), held_out.keys().map(own).collect::<Result<_>>()?));
+    }
+    demo.draw_openings(args, held_out, &systems)
 }

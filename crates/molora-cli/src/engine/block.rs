@@ -2,14 +2,14 @@
 
 use super::config::Config;
 use super::expert::ExpertLinear;
-use super::linear::Linear;
+use super::linear::{Add, Linear};
 use super::mixture::{Mixture, Module};
 use super::model::{Cache, Pass};
 use super::projection::{Projection, interleave_rows};
 use anyhow::{Result, ensure};
-use candle_core::Tensor;
-use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
-use candle_nn::rotary_emb::rope_i;
+use candle_core::{D, Tensor};
+use candle_nn::ops::{rms_norm, rms_norm_slow, silu, softmax, softmax_last_dim};
+use candle_nn::rotary_emb::{rope_i, rope_i_slow};
 use molora::adapter::Lora;
 use molora::host::Device as LoraDevice;
 
@@ -71,6 +71,11 @@ impl Block {
         Projection::ALL.into_iter().filter(|&p| self.linears[p as usize].experts().is_some())
     }
 
+    /// A linear without experts, to be trained.
+    pub fn train(&mut self, projection: Projection, add: Add) -> Result<()> {
+        self.linears[projection as usize].train(add)
+    }
+
     /// One of them, to be changed.
     pub fn expert_linear_mut(&mut self, projection: Projection) -> Option<&mut ExpertLinear> {
         self.linears[projection as usize].experts_mut()
@@ -87,21 +92,21 @@ impl Block {
     ) -> Result<Tensor> {
         let (sequences, tokens, hidden) = x.dims3()?;
         let x = x.reshape((sequences * tokens, hidden))?;
-        let h = rms_norm(&x, &self.attention_norm, self.norm_eps)?;
+        let h = norm(&x, &self.attention_norm, self.norm_eps)?;
         let q = self.linear(Projection::Q, &h, pass)?;
         let k = self.linear(Projection::K, &h, pass)?;
         let v = self.linear(Projection::V, &h, pass)?;
         let split = |t: Tensor, heads: usize| -> Result<Tensor> {
             Ok(t.reshape((sequences, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous()?)
         };
-        let q = rope_i(&split(q, self.heads)?, cos, sin)?;
-        let k = rope_i(&split(k, self.kv_heads)?, cos, sin)?;
+        let q = rotate(&split(q, self.heads)?, cos, sin)?;
+        let k = rotate(&split(k, self.kv_heads)?, cos, sin)?;
         let v = split(v, self.kv_heads)?;
         let (k, v) = remember(pass.cache.as_deref_mut(), self.layer, k, v)?;
         let h = self.attend(q, k, v, mask)?;
         let x = (x + self.linear(Projection::O, &h, pass)?)?;
 
-        let h = rms_norm(&x, &self.feed_forward_norm, self.norm_eps)?;
+        let h = norm(&x, &self.feed_forward_norm, self.norm_eps)?;
         let gate = silu(&self.linear(Projection::Gate, &h, pass)?)?;
         let h = (gate * self.linear(Projection::Up, &h, pass)?)?;
         let x = (x + self.linear(Projection::Down, &h, pass)?)?;
@@ -124,10 +129,22 @@ impl Block {
             let shaped = scores.reshape((sequences, self.kv_heads, group, tokens, seen))?;
             scores = shaped.broadcast_add(mask)?.reshape((sequences, self.kv_heads, group * tokens, seen))?;
         }
-        let out = softmax_last_dim(&scores)?.matmul(&v)?;
+        let shares =
+            if scores.track_op() { softmax(&scores, D::Minus1)? } else { softmax_last_dim(&scores)? };
+        let out = shares.matmul(&v)?;
         let out = out.reshape((sequences, self.heads, tokens, self.head_dim))?.transpose(1, 2)?;
         Ok(out.reshape((sequences * tokens, self.heads * self.head_dim))?)
     }
+}
+
+/// The RMS norm of a row; of what a loss is to have gradients of, by operations that have some.
+pub(super) fn norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    Ok(if x.track_op() { rms_norm_slow(x, weight, eps)? } else { rms_norm(&x.contiguous()?, weight, eps)? })
+}
+
+/// Likewise.
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    Ok(if x.track_op() { rope_i_slow(x, cos, sin)? } else { rope_i(x, cos, sin)? })
 }
 
 /// The sizes that the config fixes; the width of the feed-forward part comes from the weights.

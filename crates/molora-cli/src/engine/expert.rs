@@ -3,7 +3,7 @@
 //! This is the only place of the engine that knows how the mixture is computed.
 
 use super::mixture::Module;
-use super::setting::{Routing, Setting};
+use super::setting::{Gates, Routing, Setting};
 use anyhow::Result;
 use molora::adapter::slots::PoolSizes;
 use molora::adapter::{LinearRouter, Lora};
@@ -21,7 +21,7 @@ pub struct ExpertLinear {
     layer: HostLayer<f32>,
     router: LinearRouter,
     /// `[experts, in]`, where there are some.
-    gates: Vec<f32>,
+    gates: BTreeMap<Gates, Vec<f32>>,
     /// What the layer's router was set for.
     setting: Setting,
     /// Calls by form.
@@ -68,7 +68,7 @@ impl ExpertLinear {
             experts,
             layer,
             router,
-            gates: Vec::new(),
+            gates: BTreeMap::new(),
             setting: Setting::Base,
             forms: Forms::new(),
         })
@@ -90,10 +90,11 @@ impl ExpertLinear {
     }
 
     /// The gates of [`Setting::Phatgoose`], `[experts, in]`.
-    pub fn set_gates(&mut self, gates: Vec<f32>) -> Result<()> {
+    pub fn set_gates(&mut self, which: Gates, gates: Vec<f32>) -> Result<()> {
         // A router that was built from others goes.
         self.layer.set_router(Router::External { top_k: 0 })?;
-        (self.gates, self.setting) = (gates, Setting::Base);
+        self.gates.insert(which, gates);
+        self.setting = Setting::Base;
         Ok(())
     }
 
@@ -119,7 +120,7 @@ impl ExpertLinear {
                 routing.fill(tokens, &all);
             }
             Setting::Top(k) => routing.fill(tokens, &vec![(0, 0.0); *k]),
-            Setting::Phatgoose => routing.fill(tokens, &vec![(0, 0.0); self.experts.min(2)]),
+            Setting::Phatgoose(_) => routing.fill(tokens, &vec![(0, 0.0); self.experts.min(2)]),
             Setting::Requests(sets) | Setting::Attended(sets) => routing.fill_sequences(tokens, sets)?,
         }
         if self.setting != *setting {
@@ -136,9 +137,10 @@ impl ExpertLinear {
     fn lora_router(&self, setting: &Setting, top_k: usize) -> molora::Result<Router<LinearRouter>> {
         let (preset, parameters) = match setting {
             Setting::Top(_) => (Preset::MingMoe, Parameters::Linear(self.router.clone())),
-            Setting::Phatgoose => {
+            Setting::Phatgoose(which) => {
                 let (experts, in_features) = (self.experts, self.in_features);
-                (Preset::Phatgoose, Parameters::Gates { experts, in_features, v: &self.gates })
+                let v = self.gates.get(which).map_or(&[][..], Vec::as_slice);
+                (Preset::Phatgoose, Parameters::Gates { experts, in_features, v })
             }
             Setting::Attended(_) => return Ok(Router::RankAttention { top_k }),
             _ => return Ok(Router::External { top_k }),

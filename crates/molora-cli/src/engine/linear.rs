@@ -1,11 +1,11 @@
-//! A linear of a block: plain, or with experts.
+//! A linear of a block: plain, with experts, or with what is being trained.
 
 use super::expert::ExpertLinear;
 use super::host::with_slice;
 use super::mixture::Module;
 use super::projection::Projection;
 use super::setting::{Routing, Setting};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use molora::host::Device as LoraDevice;
 use molora::trace::Trace;
@@ -25,20 +25,27 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Appends the experts to a trace.
-    pub fn record(&self, trace: &mut Trace) -> Result<()> {
-        let name = format!("layers.{}.{}", self.layer, self.projection.name());
-        trace.record(&name, self.routing.top_k, &self.routing.ids, &self.routing.weights).context("trace")
+    /// Appends the experts to a trace, under the linear's name behind `before`.
+    pub fn record(&self, before: &str, trace: &mut Trace) -> Result<()> {
+        let name = format!("{before}layers.{}.{}", self.layer, self.projection.name());
+        let (ids, weights) = self.routing.best_first();
+        trace.record(&name, self.routing.top_k, &ids, &weights).context("trace")
     }
 }
 
 /// Called after every linear with experts.
 pub type Observer<'a> = dyn FnMut(Seen<'_>) -> Result<()> + 'a;
 
+/// What is added to a linear's output in training: of `x [tokens, in]` and `y [tokens, out]` the new y, by candle alone, so that
+/// a loss has gradients.
+pub type Add = Box<dyn Fn(&Tensor, Tensor) -> Result<Tensor>>;
+
 /// `y = x W^T`, with or without experts.
 pub enum Linear {
     /// `[out, in]`.
     Plain(Tensor),
+    /// The same, and what is added to it.
+    Trained(Tensor, Add),
     /// With experts; the buffers are kept between calls.
     Experts {
         /// The mixture.
@@ -84,15 +91,24 @@ impl Linear {
     /// Its experts, where it has some.
     pub fn experts(&self) -> Option<&ExpertLinear> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Trained(..) => None,
             Self::Experts { linear, .. } => Some(linear),
         }
+    }
+
+    /// A linear without experts, to be trained.
+    pub fn train(&mut self, add: Add) -> Result<()> {
+        match self {
+            Self::Plain(weight) | Self::Trained(weight, _) => *self = Self::Trained(weight.clone(), add),
+            Self::Experts { .. } => bail!("train: expected a linear without experts"),
+        }
+        Ok(())
     }
 
     /// Its experts, to be changed.
     pub fn experts_mut(&mut self) -> Option<&mut ExpertLinear> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Trained(..) => None,
             Self::Experts { linear, .. } => Some(linear),
         }
     }
@@ -106,6 +122,7 @@ impl Linear {
     ) -> Result<Tensor> {
         match self {
             Self::Plain(weight) => Ok(x.matmul(&weight.t()?)?),
+            Self::Trained(weight, add) => add(x, x.matmul(&weight.t()?)?),
             Self::Experts { linear, routing, at } => {
                 let tokens = x.dim(0)?;
                 let mut y = vec![0.0; tokens * linear.out_features()];

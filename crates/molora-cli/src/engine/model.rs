@@ -1,16 +1,15 @@
 //! A llama-like model on candle: embedding, blocks, tied output.
 
-use super::block::Block;
+use super::block::{Block, norm};
 use super::config::Config;
 use super::expert::{ExpertLinear, Forms};
-use super::linear::Observer;
-use super::mixture::Mixture;
+use super::linear::{Add, Observer};
+use super::mixture::{Mixture, Module};
 use super::projection::Projection;
 use super::setting::Setting;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
-use candle_nn::ops::rms_norm;
 use molora::host::Device as LoraDevice;
 use std::fs::File;
 use std::io::{BufReader, Seek};
@@ -182,8 +181,35 @@ impl Model {
 
     /// Logits of `[tokens, hidden]`, after the last norm: `[tokens, vocabulary]`.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        let x = rms_norm(&x.contiguous()?, &self.norm, self.config.norm_eps)?;
-        Ok(x.matmul(&self.output.t()?)?)
+        Ok(self.last_norm(x)?.matmul(&self.output.t()?)?)
+    }
+
+    /// The last norm of `[tokens, hidden]`.
+    pub fn last_norm(&self, x: &Tensor) -> Result<Tensor> {
+        norm(x, &self.norm, self.config.norm_eps)
+    }
+
+    /// `[vocabulary, hidden]`: what the logits are products with.
+    pub fn output(&self) -> &Tensor {
+        &self.output
+    }
+
+    /// Puts what is being trained beside the linears of a mixture; the model was built without one.
+    pub fn train(
+        &mut self,
+        mixture: &Mixture,
+        mut add: impl FnMut((usize, Projection), &Module) -> Result<Add>,
+    ) -> Result<()> {
+        for (&(layer, projection), module) in &mixture.modules {
+            let at = format!("layers.{layer}.{}", projection.name());
+            // Their rows have another order in the model's file.
+            ensure!(projection.rotated_heads(&self.config).is_none(), "{at}: q and k are not trained here");
+            let block = self.blocks.get_mut(layer);
+            let block = block.with_context(|| format!("{at}: expected a layer of the model"))?;
+            block.train(projection, add((layer, projection), module)?).context(at)?;
+        }
+        self.first_expert_layer = mixture.first_layer().unwrap_or(self.config.layers);
+        Ok(())
     }
 }
 

@@ -20,11 +20,20 @@ pub enum Setting {
     /// Every expert with the same weight.
     Uniform,
     /// The linear's gates, as PHATGOOSE scores them.
-    Phatgoose,
+    Phatgoose(Gates),
     /// Every sequence of a call takes its own experts, with the same weight each; none is the bare model.
     Requests(Vec<Vec<usize>>),
     /// The same, weighed token by token by RAMoLE's attention.
     Attended(Vec<Vec<usize>>),
+}
+
+/// Which of a linear's gates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gates {
+    /// By the published recipe, with the language model's loss.
+    Trained,
+    /// By logistic regression on their own inputs.
+    Logistic,
 }
 
 impl Setting {
@@ -49,7 +58,8 @@ impl fmt::Display for Setting {
             Self::Expert { name, .. } => write!(f, "expert:{name}"),
             Self::Top(k) => write!(f, "top{k}"),
             Self::Uniform => f.write_str("uniform"),
-            Self::Phatgoose => f.write_str("phatgoose"),
+            Self::Phatgoose(Gates::Trained) => f.write_str("phatgoose"),
+            Self::Phatgoose(Gates::Logistic) => f.write_str("phatgoose-logistic"),
             Self::Requests(_) => f.write_str("per-request"),
             Self::Attended(_) => f.write_str("ramole"),
         }
@@ -73,6 +83,16 @@ impl Routing {
         let range = token * self.top_k..(token + 1) * self.top_k;
         let of = self.ids[range.clone()].iter().zip(&self.weights[range]);
         of.filter_map(|(&id, &weight)| Some((usize::try_from(id).ok()?, weight)))
+    }
+
+    /// Ids and weights with each token's largest weight first, which an attention does not leave so.
+    pub fn best_first(&self) -> (Vec<i32>, Vec<f32>) {
+        let mut routes: Vec<(i32, f32)> =
+            self.ids.iter().copied().zip(self.weights.iter().copied()).collect();
+        for token in routes.chunks_mut(self.top_k.max(1)) {
+            token.sort_by(|a, b| (b.0 >= 0).cmp(&(a.0 >= 0)).then(b.1.total_cmp(&a.1)));
+        }
+        routes.into_iter().unzip()
     }
 
     /// The experts of each of some sequences of as many tokens, with the same weight each.

@@ -1,5 +1,8 @@
 //! A tiny random model with a tiny random mixture: no file needed.
 
+#[path = "../../../../tests/common/devices.rs"]
+mod devices;
+
 use candle_core::{Device, Tensor};
 use molora::adapter::{LinearRouter, Lora};
 use molora::host::Device as LoraDevice;
@@ -7,6 +10,9 @@ use molora_cli::engine::config::Config;
 use molora_cli::engine::mixture::{Mixture, Module};
 use molora_cli::engine::model::Model;
 use molora_cli::engine::projection::Projection;
+
+#[allow(unused_imports, reason = "every test file takes its part")]
+pub use devices::devices;
 
 /// Ids of the tiny model.
 pub const VOCABULARY: usize = 40;
@@ -83,10 +89,15 @@ pub fn device() -> LoraDevice {
     LoraDevice::by_name("cpu").unwrap()
 }
 
-/// The tiny model with these experts.
+/// The tiny model with these experts, computed on the CPU.
 pub fn model(mixture: &Mixture) -> Model {
+    model_on(&device(), mixture)
+}
+
+/// The tiny model with these experts.
+pub fn model_on(device: &LoraDevice, mixture: &Mixture) -> Model {
     let config = config();
-    Model::new(config.clone(), mixture, &device(), |key| {
+    Model::new(config.clone(), mixture, device, |key| {
         let seed = key.bytes().fold(7u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
         if key == "output.weight" {
             return Ok(None);

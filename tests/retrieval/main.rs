@@ -1,5 +1,9 @@
 //! Retrieval against its definition: ties, lists, adapters that come and go, sizes around every edge.
 
+#[path = "../common/devices.rs"]
+mod devices;
+mod on_gpu;
+
 use molora::adapter::LinearRouter;
 use molora::device::Cpu;
 use molora::ops::route::{AllowLists, CpuRouter, Rule, Sizes, Weighting};
