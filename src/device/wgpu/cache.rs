@@ -228,6 +228,7 @@ const TEXTS: &[&str] = &[
     include_str!("../../../shaders/expand.wgsl"),
     include_str!("../../../shaders/fused.wgsl"),
     include_str!("../../../shaders/fused_columns.wgsl"),
+    include_str!("../../../shaders/fused_concat.wgsl"),
     include_str!("../../../shaders/fused_dense.wgsl"),
     include_str!("../../../shaders/fused_few.wgsl"),
     include_str!("../../../shaders/fused_few_shrink.wgsl"),
