@@ -10,8 +10,8 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
 use crate::ops::{
-    Form, Grid, LANES, Output, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, plan, tile_constants,
-    word,
+    Form, Grid, LANES, LANES_RANKS, Output, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, plan,
+    tile_constants, word,
 };
 
 /// Columns of y that a workgroup takes.
@@ -128,6 +128,7 @@ impl Wgpu {
             ROWS_SHARED,
             LANES[0],
             LANES[1],
+            LANES_RANKS,
             include_str!("../../../../shaders/fused_lanes.wgsl"),
         ];
         let on_lanes = self.tuning().path == Path::Lanes;
