@@ -11,6 +11,9 @@ var<workgroup> grown: array<vec4<f32>, 2u * GROWN_ROWS * OWNERS>;
 
 fn grown_at(row: u32, half: u32, own: Invocation) -> u32 { return (2u * row + half) * OWNERS + own.lane; }
 
+// i / top_k for i below 2^16, which a reciprocal gives exactly; drivers divide integers lane by lane.
+fn token_of(i: u32) -> u32 { return u32((f32(i) + 0.5) / f32(params.top_k)); }
+
 fn route_at(chunk: u32, i: u32) -> u32 {
     return plan[params.at_chunks + chunk * params.chunk_routes + i];
 }

@@ -1,8 +1,5 @@
 // What the products on lanes that read h and B share; behind subgroup.wgsl.
 
-// i / top_k for i below 2^16, which a reciprocal gives exactly; drivers divide integers lane by lane.
-fn token_of(i: u32) -> u32 { return u32((f32(i) + 0.5) / f32(params.top_k)); }
-
 // Four ranks from `at` on of `left` that there are (none where it is not above 0), zeros behind: not a product with 0, what
 // lies there may be infinite.
 fn ranks_of_h(at: u32, left: i32) -> vec4<f32> {

@@ -9,7 +9,7 @@ pub mod cuda;
 
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 #[cfg(feature = "wgpu")]
-use super::{Form, Grid, LANES, LANES_RANKS, check_packed, word};
+use super::{Form, Grid, LANES, LANES_CHUNKS, LANES_RANKS, LANES_ROUTES, check_packed, word};
 #[cfg(feature = "wgpu")]
 use crate::ElementType;
 use crate::device::cpu::{Cpu, Extension, Pool};
@@ -116,10 +116,6 @@ pub fn definition<Y: Element, A: Element>(
 #[cfg(feature = "wgpu")]
 const COLUMNS: usize = 256;
 
-/// Chunks of tokens of a workgroup on lanes: 128 tokens, so that B's rows serve many routes.
-#[cfg(feature = "wgpu")]
-const CHUNKS: usize = 8;
-
 /// Whether many tokens run on lanes: these keep their sums in y itself, which is f32 then, in whole fours.
 #[cfg(feature = "wgpu")]
 fn on_lanes(sizes: &Sizes, y: ElementType, tuning: &Tuning) -> bool {
@@ -127,7 +123,7 @@ fn on_lanes(sizes: &Sizes, y: ElementType, tuning: &Tuning) -> bool {
 }
 
 /// The launch for a pool with `live` adapters, a plan of `chunks` chunks and y of this element: a workgroup per row and 256
-/// columns until the routes of a chunk share experts; from there one per chunk of tokens, or per [`CHUNKS`] of them on lanes.
+/// columns until the routes of a chunk share experts; from there one per chunk of tokens, or per [`LANES_CHUNKS`] of them on lanes.
 #[cfg(feature = "wgpu")]
 pub fn grid(
     sizes: &Sizes,
@@ -142,7 +138,9 @@ pub fn grid(
     let many =
         routes > 0 && (batch_invariant || (sizes.tokens >= tuning.expand_many && per_chunk >= 2 * live));
     let (form, rows, columns) = match many {
-        true if on_lanes(sizes, y, tuning) => (Form::Many, chunks.div_ceil(CHUNKS), tuning.lane_columns()),
+        true if on_lanes(sizes, y, tuning) => {
+            (Form::Many, chunks.div_ceil(LANES_CHUNKS), tuning.lane_columns())
+        }
         true => (Form::Many, chunks, COLUMNS),
         false => (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k), COLUMNS),
     };
@@ -221,7 +219,7 @@ impl Wgpu {
         ]);
         let on_lanes = grid.form == Form::Many && on_lanes(sizes, Y::TYPE, tuning);
         let body = [include_str!("../../shaders/expand.wgsl")];
-        let lanes = [LANES[0], LANES_RANKS, include_str!("../../shaders/expand_lanes.wgsl")];
+        let lanes = [LANES[0], LANES_RANKS, LANES_ROUTES, include_str!("../../shaders/expand_lanes.wgsl")];
         let launch = Launch {
             op: OP,
             entry: match grid.form {
@@ -232,7 +230,7 @@ impl Wgpu {
             body: &[&body[..], if on_lanes { &lanes } else { &[] }].concat(),
             constants: &[
                 ("OWNERS", tuning.owners),
-                ("CHUNKS", CHUNKS as u32),
+                ("CHUNKS", LANES_CHUNKS as u32),
                 ("ROWS", device::CHUNK_TOKENS as u32),
                 ("COLUMNS", COLUMNS as u32),
                 ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),
