@@ -45,6 +45,20 @@ fn filled_pool<E: Element>(wgpu: &Wgpu, inner: usize) -> Pool {
     pool
 }
 
+/// Of rows `[x | z]`.
+fn sizes_of(inner: usize, stride: usize) -> Sizes {
+    Sizes {
+        tokens: TOKENS,
+        top_k: TOP_K,
+        in_features: inner,
+        out_features: OUT,
+        x_stride: stride,
+        y_stride: OUT,
+        h_stride: stride,
+        output: Output::Sum,
+    }
+}
+
 /// Rows `[x | ..]` of this stride, something else behind x.
 fn rows_of<E: Element>(inner: usize, stride: usize) -> Vec<E> {
     let x = values::<E>(40, TOKENS * inner);
@@ -90,16 +104,7 @@ fn the_pair<E: Element>(wgpu: &Wgpu, inner: usize, padding: usize) {
     let columns = pool.slots().used_rows();
     let stride = inner + columns + padding;
     let label = format!("{} {inner} + {columns} + {padding} on {}", E::TYPE, wgpu.describe());
-    let sizes = Sizes {
-        tokens: TOKENS,
-        top_k: TOP_K,
-        in_features: inner,
-        out_features: OUT,
-        x_stride: stride,
-        y_stride: OUT,
-        h_stride: stride,
-        output: Output::Sum,
-    };
+    let sizes = sizes_of(inner, stride);
     for routed in [false, true] {
         let [got, want] = joined::<E>(wgpu, &pool, &sizes, routed);
         assert!(got == want, "{label}: [x | z], routed: {routed}");
@@ -146,16 +151,7 @@ fn the_product_of_the_pair_is_the_dense_form() {
     for wgpu in devices() {
         let (inner, pool) = (24, filled_pool::<f32>(&wgpu, 24));
         let stride = inner + pool.slots().used_rows();
-        let sizes = Sizes {
-            tokens: TOKENS,
-            top_k: TOP_K,
-            in_features: inner,
-            out_features: OUT,
-            x_stride: stride,
-            y_stride: OUT,
-            h_stride: stride,
-            output: Output::Sum,
-        };
+        let sizes = sizes_of(inner, stride);
         let [rows, _] = joined::<f32>(&wgpu, &pool, &sizes, false);
         let [rows, weight, concat] = [rows, values(5, OUT * inner), vec![f32::NAN; OUT * stride]]
             .map(|v: Vec<f32>| wgpu.upload(&v).unwrap());
@@ -198,16 +194,7 @@ fn what_does_not_fit_is_refused() {
         let memory = wgpu.upload(&rows_of::<f32>(8, stride)).unwrap();
         let (ids, weights) =
             (wgpu.upload(&[-1i32; TOKENS * TOP_K]).unwrap(), wgpu.upload(&[0f32; TOKENS * TOP_K]).unwrap());
-        let sizes = Sizes {
-            tokens: TOKENS,
-            top_k: TOP_K,
-            in_features: 8,
-            out_features: OUT,
-            x_stride: stride,
-            y_stride: OUT,
-            h_stride: stride,
-            output: Output::Sum,
-        };
+        let sizes = sizes_of(8, stride);
         // Over the last column of x; of another stride; ranks that reach into the next row.
         for (first, h_stride) in [(7, stride), (8, stride - 1), (9, stride)] {
             let sizes = Sizes { h_stride, ..sizes };
