@@ -268,10 +268,35 @@ fn dense_variants<X: Element, Z: Element>(
         let (ids, weights) = (View::new(&ids, 0, tokens * top_k)?, View::new(&weights, 0, tokens * top_k)?);
         let router = weighting.map(|weighting| (&linear, weighting));
         wgpu.fused_gate(encoder, &sizes, pool, router, x, ids, weights, z)?;
+        if X::TYPE == Z::TYPE {
+            pair_variants::<X>(wgpu, encoder, (pool, &sizes), router, ids, weights)?;
+        }
         for bias in [None, Some(View::<X>::new(&w, 128, width)?)] {
             let weight = View::new(&w, 0, width * width)?;
             wgpu.fused_dense(encoder, &sizes, pool, weight, bias, x, z, y)?;
         }
+    }
+    Ok(())
+}
+
+/// What an engine multiplies itself: z behind x, and the weight beside B.
+fn pair_variants<E: Element>(
+    wgpu: &Wgpu,
+    encoder: &mut wgpu::CommandEncoder,
+    (pool, sizes): (&Pool, &fused::Sizes),
+    router: Option<(&WgpuRouter, Weighting)>,
+    ids: View<i32>,
+    weights: View<f32>,
+) -> Result<(), Failure> {
+    let (width, stride) = (sizes.in_features, 40);
+    let sizes = fused::Sizes { x_stride: stride, h_stride: stride, ..*sizes };
+    let (rows, w, concat) =
+        (wgpu.upload(&[0f32; 80])?, wgpu.upload(&[0f32; 64])?, wgpu.upload(&[0f32; 320])?);
+    let (x, z) = (View::<E>::new(&rows, 0, 80)?, View::<E>::new(&rows, width, 80 - width)?);
+    wgpu.fused_gate(encoder, &sizes, pool, router, x, ids, weights, z)?;
+    if pool.slots().sizes().element == E::TYPE {
+        let (w, concat) = (View::<E>::new(&w, 0, width * width)?, View::new(&concat, 0, stride * width)?);
+        wgpu.fused_concat(encoder, pool, w, stride, concat)?;
     }
     Ok(())
 }

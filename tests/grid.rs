@@ -2,6 +2,7 @@
 //! asked for. No device.
 #![cfg(feature = "wgpu")]
 
+use molora::ElementType;
 use molora::device::wgpu::{Path, Tuning};
 use molora::ops::route::Weighting;
 use molora::ops::{Form, Output, base, expand, plan, route, shrink};
@@ -61,7 +62,8 @@ fn expand_covers_every_row_and_column() {
                 let y_stride = out_features;
                 let sizes =
                     expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
-                let grid = expand::grid(&sizes, live, 1, &Tuning::plain(), fixed);
+                let y = ElementType::F32;
+                let grid = expand::grid(&sizes, y, live, 1, &Tuning::plain(), fixed);
                 assert_eq!(grid.form, form, "{tokens} tokens, {live} adapters");
                 let rows = if form == Form::Few { output.y_rows(tokens, top_k) } else { 1 };
                 assert_eq!(grid.groups, rows * grid.blocks);
@@ -69,6 +71,24 @@ fn expand_covers_every_row_and_column() {
             }
         }
     }
+}
+
+#[test]
+fn expand_on_lanes_keeps_f32_in_whole_fours() {
+    let lanes = Tuning { path: Path::Lanes, owners: 32, ..Tuning::plain() };
+    let sizes = |out_features| expand::Sizes {
+        tokens: 256,
+        top_k: 2,
+        out_features,
+        h_stride: 16,
+        y_stride: out_features,
+        output: Output::Sum,
+        accumulate: true,
+    };
+    // 16 chunks of 16 tokens: all of them and 256 columns a workgroup, or one.
+    let groups = |out_features, y| expand::grid(&sizes(out_features), y, 8, 16, &lanes, false).groups;
+    assert_eq!((groups(256, ElementType::F32), groups(260, ElementType::F32)), (1, 2));
+    assert_eq!((groups(257, ElementType::F32), groups(256, ElementType::F16)), (32, 16));
 }
 
 #[test]

@@ -97,6 +97,9 @@ fn several_blocks(op: Op) -> Vec<Case> {
                 {
                     all.push(Case { form: Some(form), tokens, bias: true, ..case.clone() });
                 }
+                // Whole fours of f32, which lanes sum in y.
+                let fours = Case { form: Some(Form::Sparse), out_features: 332, bias: true, ..case.clone() };
+                all.extend((element == ElementType::F32).then_some(fours));
                 for (form, tokens) in [(Form::Sparse, 67), (Form::Few, 3)] {
                     all.push(Case { form: Some(form), tokens, slices: 3, ..case.clone() });
                 }
@@ -139,7 +142,7 @@ fn parts_give_the_bits_of_the_whole() {
         }
         assert_eq!(by_matrices(&wgpu), kernels.contains(&"base_matrix"), "{kernels:?}");
         let lanes = wgpu.tuning().path == Path::Lanes;
-        for kernel in ["base_lanes", "fused_lanes", "grouped_lanes"] {
+        for kernel in ["base_lanes", "fused_lanes", "fused_lanes_sums", "grouped_lanes"] {
             assert_eq!(lanes, kernels.contains(&kernel), "{kernels:?}");
         }
         println!("{}, {}: up to {most} parts", wgpu.describe(), wgpu.tuning());

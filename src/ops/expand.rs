@@ -9,12 +9,12 @@ pub mod cuda;
 
 use super::{Expert, Output, check_equal, check_experts, check_len, check_rows, plan::Plan};
 #[cfg(feature = "wgpu")]
-use super::{Form, word};
+use super::{Form, Grid, LANES, LANES_CHUNKS, LANES_RANKS, LANES_ROUTES, check_packed, word};
 #[cfg(feature = "wgpu")]
-use super::{Grid, check_packed};
+use crate::ElementType;
 use crate::device::cpu::{Cpu, Extension, Pool};
 #[cfg(feature = "wgpu")]
-use crate::device::wgpu::{self as device, Access, Binding, Launch, Tuning, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Launch, Path, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -116,17 +116,35 @@ pub fn definition<Y: Element, A: Element>(
 #[cfg(feature = "wgpu")]
 const COLUMNS: usize = 256;
 
-/// The launch for a pool with `live` adapters and a plan of `chunks` chunks: a workgroup per row and 256 columns
-/// until the routes of a chunk share experts, a workgroup per chunk of tokens from there.
+/// Whether many tokens run on lanes: these keep their sums in y itself, which is f32 then, in whole fours.
 #[cfg(feature = "wgpu")]
-pub fn grid(sizes: &Sizes, live: usize, chunks: usize, tuning: &Tuning, batch_invariant: bool) -> Grid {
-    let (routes, columns) = (sizes.tokens * sizes.top_k, COLUMNS);
+fn on_lanes(sizes: &Sizes, y: ElementType, tuning: &Tuning) -> bool {
+    tuning.path == Path::Lanes && y == ElementType::F32 && sizes.out_features.is_multiple_of(4)
+}
+
+/// The launch for a pool with `live` adapters, a plan of `chunks` chunks and y of this element: a workgroup per row and 256
+/// columns until the routes of a chunk share experts; from there one per chunk of tokens, or per [`LANES_CHUNKS`] of them on lanes.
+#[cfg(feature = "wgpu")]
+pub fn grid(
+    sizes: &Sizes,
+    y: ElementType,
+    live: usize,
+    chunks: usize,
+    tuning: &Tuning,
+    batch_invariant: bool,
+) -> Grid {
+    let routes = sizes.tokens * sizes.top_k;
     let per_chunk = routes.div_ceil(chunks.max(1));
     let many =
         routes > 0 && (batch_invariant || (sizes.tokens >= tuning.expand_many && per_chunk >= 2 * live));
+    let (form, rows, columns) = match many {
+        true if on_lanes(sizes, y, tuning) => {
+            (Form::Many, chunks.div_ceil(LANES_CHUNKS), tuning.lane_columns())
+        }
+        true => (Form::Many, chunks, COLUMNS),
+        false => (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k), COLUMNS),
+    };
     let blocks = sizes.out_features.div_ceil(columns);
-    let (form, rows) =
-        if many { (Form::Many, chunks) } else { (Form::Few, sizes.output.y_rows(sizes.tokens, sizes.top_k)) };
     Grid { form, columns, blocks, groups: rows * blocks }
 }
 
@@ -189,7 +207,8 @@ impl Wgpu {
         plan.check_pool(OP, pool)?;
         sizes.check(plan.sizes(), slots.max_rank(), h.len(), topk_weights.len(), y.len())?;
         check_packed::<Y>(OP, "y", sizes.y_stride, y.len())?;
-        let grid = grid(sizes, pool.live(), plan.layout.chunks, self.tuning(), self.is_batch_invariant());
+        let (chunks, tuning) = (plan.layout.chunks, self.tuning());
+        let grid = grid(sizes, Y::TYPE, pool.live(), chunks, tuning, self.is_batch_invariant());
         let mut params = plan.params()?.to_vec();
         params.extend([
             ("out_features", word(OP, "out_features", sizes.out_features)?),
@@ -198,11 +217,20 @@ impl Wgpu {
             ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
             ("column_blocks", word(OP, "out_features", grid.blocks)?),
         ]);
+        let on_lanes = grid.form == Form::Many && on_lanes(sizes, Y::TYPE, tuning);
+        let body = [include_str!("../../shaders/expand.wgsl")];
+        let lanes = [LANES[0], LANES_RANKS, LANES_ROUTES, include_str!("../../shaders/expand_lanes.wgsl")];
         let launch = Launch {
             op: OP,
-            entry: if grid.form == Form::Few { "expand_few" } else { "expand_many" },
-            body: &[include_str!("../../shaders/expand.wgsl")],
+            entry: match grid.form {
+                Form::Few => "expand_few",
+                Form::Many if on_lanes => "expand_lanes",
+                Form::Many => "expand_many",
+            },
+            body: &[&body[..], if on_lanes { &lanes } else { &[] }].concat(),
             constants: &[
+                ("OWNERS", tuning.owners),
+                ("CHUNKS", LANES_CHUNKS as u32),
                 ("ROWS", device::CHUNK_TOKENS as u32),
                 ("COLUMNS", COLUMNS as u32),
                 ("PER_ROUTE", u32::from(sizes.output == Output::PerRoute)),

@@ -200,6 +200,18 @@ pub(crate) fn sums(tuning: &crate::device::wgpu::Tuning) -> [&'static str; 2] {
 pub(crate) const LANES: [&str; 2] =
     [include_str!("../../shaders/subgroup.wgsl"), include_str!("../../shaders/lanes.wgsl")];
 
+/// What those of them that read h and B have beside it.
+#[cfg(feature = "wgpu")]
+pub(crate) const LANES_RANKS: &str = include_str!("../../shaders/lanes_ranks.wgsl");
+
+/// And those that add experts to an y of f32.
+#[cfg(feature = "wgpu")]
+pub(crate) const LANES_ROUTES: &str = include_str!("../../shaders/lanes_routes.wgsl");
+
+/// Chunks of tokens of a workgroup of [`LANES_ROUTES`]: 256 tokens, so that B's rows serve many routes.
+#[cfg(feature = "wgpu")]
+pub(crate) const LANES_CHUNKS: usize = 16;
+
 /// Where rows of x are the shared ones, and rows of w the lanes' own.
 #[cfg(feature = "wgpu")]
 pub(crate) const ROWS_SHARED: &str = include_str!("../../shaders/lanes_rows_shared.wgsl");

@@ -81,6 +81,7 @@ fn of_elements<X: Element>(wgpu: &Wgpu, after: &mut dyn FnMut() -> Result<()>) -
         bias: wgpu.upload(&[0f32; WIDTH])?,
         h: wgpu.upload(&[0f32; ROWS * WIDTH])?,
         z: wgpu.upload(&[0f32; ROWS * WIDTH])?,
+        concat: wgpu.upload(&vec![0f32; WIDTH * (WIDTH + EXPERTS * RANK)])?,
         ids: wgpu.upload(&[0i32; ROWS])?,
         weights: wgpu.upload(&[0f32; ROWS])?,
     };
@@ -124,6 +125,7 @@ struct Buffers {
     bias: wgpu::Buffer,
     h: wgpu::Buffer,
     z: wgpu::Buffer,
+    concat: wgpu::Buffer,
     ids: wgpu::Buffer,
     weights: wgpu::Buffer,
 }
@@ -247,6 +249,16 @@ impl<'a> Rig<'a> {
         hook::set_case(&format!("{}.routed", X::TYPE.name()));
         wgpu.fused_gate(encoder, &dense, pool, Some((&router, Weighting::SoftmaxAll)), x, ids, weights, z)?;
         hook::set_case(X::TYPE.name());
+        if X::TYPE == pool.slots().sizes().element {
+            let stride = WIDTH + EXPERTS * RANK;
+            wgpu.fused_concat(
+                encoder,
+                pool,
+                weight,
+                stride,
+                view::<X>(&self.buffers.concat, WIDTH * stride)?,
+            )?;
+        }
         Ok(wgpu.fused_dense(encoder, &dense, pool, weight, None, x, z, y)?)
     }
 

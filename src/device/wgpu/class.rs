@@ -83,6 +83,7 @@ impl Class {
             f16: true,
             matrix: None,
             base_few: 4,
+            fused_few_wide: 8,
             shrink_share: 8,
             expand_many: 16,
             route_many: 8,
@@ -91,9 +92,11 @@ impl Class {
             // A load costs as many scalar loads as it has lanes, whatever their addresses.
             Self::Software => Tuning { path: Path::Lanes, wide_tiles: true, wide_fused: true, ..hardware },
             Self::Amd | Self::Intel | Self::Qualcomm => Tuning { wide_fused: true, ..hardware },
-            // 255 registers of a thread do not hold 8 x 8 sums and 32 numbers of B, nor do Apple's 128, whose driver on
-            // Linux names Mesa as its vendor.
-            Self::Nvidia | Self::Apple | Self::Other => hardware,
+            // 255 registers of a thread do not hold 8 x 8 sums and 32 numbers of B.
+            Self::Nvidia => hardware,
+            // Nor do Apple's 128, whose driver on Linux names Mesa as its vendor; nor the sums of 8 tokens x 8 columns beside
+            // 32 weights.
+            Self::Apple | Self::Other => Tuning { fused_few_wide: 4, ..hardware },
         }
     }
 }
@@ -132,6 +135,8 @@ pub struct Tuning {
     pub matrix: Option<u32>,
     /// Most tokens of base's form for few.
     pub base_few: usize,
+    /// Most tokens of fused's form for few that share 8 columns a workgroup, not 4.
+    pub fused_few_wide: usize,
     /// Fewest routes an adapter, on average, of shrink's form for many.
     pub shrink_share: usize,
     /// Fewest tokens of expand's form for many.

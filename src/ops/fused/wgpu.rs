@@ -1,5 +1,6 @@
 //! Fused on WebGPU.
 
+mod concat;
 mod dense;
 mod few;
 mod sparse;

@@ -1,8 +1,9 @@
 //! The dense form: all adapters' A with the router's selection as gates, then the base product over the gated ranks too.
 //!
-//! An engine that wants the second product from its own kernels gives z a buffer of its own, as WebGPU binds a buffer
-//! either for reading or for writing in one dispatch.
+//! An engine that wants the second product from its own kernels has z written behind the rows of x, and the other factor by
+//! [`Wgpu::fused_concat`].
 
+use super::concat::pair_of;
 use super::{BIAS, COLUMNS, NO_BIAS, block_begins, column_blocks, slice_ends};
 use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, TILE_ROWS, View, Wgpu};
 use crate::element::Element;
@@ -31,8 +32,15 @@ pub fn dense_grids(sizes: &Sizes, used_rows: usize) -> [Grid; 2] {
     [grid(used_rows, 1), grid(sizes.out_features, 0)]
 }
 
+/// z where it lies in x's rows.
+const Z_IN_X: &str =
+    "fn z_put_pair(i: u32, v: vec2<f32>, count: u32) { x_put_pair(params.z_in_x + i, v, count); }\n";
+
 impl Wgpu {
-    /// The dense form's first product; see [`Cpu::fused_gate`](crate::Cpu::fused_gate). z may not be x's own buffer.
+    /// The dense form's first product; see [`Cpu::fused_gate`](crate::Cpu::fused_gate).
+    ///
+    /// z may be columns of x's own rows behind `in_features` (`[x | z]`, see [`Wgpu::fused_concat`]): in x's buffer, of x's
+    /// element type and with x's stride.
     ///
     /// `top_k` up to [`GATE_TOP_K`]; a router of more than [`GATE_EXPERTS`] is a dispatch of its own. Ids that name nothing
     /// are skipped and set the status word.
@@ -79,8 +87,12 @@ impl Wgpu {
         };
         let grid = dense_grids(sizes, slots.used_rows())[0];
         let access = if router.is_some() { Access::ReadWrite } else { Access::Read };
+        let pair = pair_of(sizes, slots.used_rows(), x, z)?;
         let mut bindings = vec![
-            Binding::rows("x", x, sizes.x_stride),
+            match pair {
+                Some((rows, _)) => Binding::rows_written("x", rows, sizes.x_stride),
+                None => Binding::rows("x", x, sizes.x_stride),
+            },
             Binding::pool_a("a", pool),
             Binding::slots(pool),
             Binding::ids("topk_ids", access, topk_ids),
@@ -88,10 +100,13 @@ impl Wgpu {
                 Some(_) => Binding::write("topk_weights", topk_weights),
                 None => Binding::read("topk_weights", topk_weights),
             },
-            Binding::write("z", z),
             Binding::status(self),
         ];
+        if pair.is_none() {
+            bindings.push(Binding::write("z", z));
+        }
         let mut params = vec![
+            ("z_in_x", word(OP, "z", pair.map_or(0, |(_, z)| z))?),
             ("tokens", word(OP, "tokens", sizes.tokens)?),
             ("experts", word(OP, "experts", slots.sizes().experts)?),
             ("epoch", slots.epoch()),
@@ -124,7 +139,7 @@ impl Wgpu {
         let launch = Launch {
             op: OP,
             entry: "fused_gate",
-            body: &[&routing[..], &product].concat(),
+            body: &[&routing[..], if pair.is_some() { &[Z_IN_X] } else { &[] }, &product].concat(),
             constants: &constants,
             params: &params,
             bindings: &bindings,

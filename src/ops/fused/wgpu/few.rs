@@ -1,7 +1,7 @@
 //! The few form: a handful of tokens straight from their ids, in two dispatches of one encoder.
 
 use super::{BIAS, COLUMNS, NO_BIAS, block_begins, check_slices, column_blocks, slice_ends};
-use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, View, Wgpu};
+use crate::device::wgpu::{self as device, Access, Binding, Blocks, Launch, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::ops::fused::{OP, Sizes};
@@ -13,12 +13,13 @@ pub const FEW_TOKENS: usize = 16;
 /// Ranks of a workgroup of the first dispatch.
 const RANKS: usize = 8;
 
-/// The launches: a workgroup per route and 8 ranks, then one per 8 columns (4 for more than 8 tokens) and all tokens.
-pub fn few_grids(sizes: &Sizes, max_rank: usize, slices: &[usize]) -> [Grid; 2] {
+/// The launches: a workgroup per route and 8 ranks, then one per 8 columns (4 for more tokens than the device holds sums of)
+/// and all tokens.
+pub fn few_grids(sizes: &Sizes, max_rank: usize, slices: &[usize], tuning: &Tuning) -> [Grid; 2] {
     // At least one, which also says what is wrong with the route's id.
     let blocks = max_rank.div_ceil(RANKS).max(1);
     let shrink = Grid { form: Form::Few, columns: RANKS, blocks, groups: sizes.routes() * blocks };
-    let columns = if sizes.tokens <= 8 { 8 } else { 4 };
+    let columns = if sizes.tokens <= tuning.fused_few_wide { 8 } else { 4 };
     let blocks = column_blocks(slices, columns);
     let groups = if sizes.tokens == 0 { 0 } else { blocks };
     [shrink, Grid { form: Form::Few, columns, blocks, groups }]
@@ -57,7 +58,7 @@ impl Wgpu {
         check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
         check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
         word(OP, "h", h.len())?;
-        let [shrink, product] = few_grids(sizes, slots.max_rank(), slots.slices());
+        let [shrink, product] = few_grids(sizes, slots.max_rank(), slots.slices(), self.tuning());
         let mut params = vec![
             ("tokens", word(OP, "tokens", sizes.tokens)?),
             ("top_k", word(OP, "top_k", sizes.top_k)?),
@@ -148,16 +149,24 @@ mod tests {
             h_stride: 9,
             output: Output::Sum,
         };
-        let groups = |tokens: usize| few_grids(&sizes(tokens), 9, &[100]).map(|grid| grid.groups);
+        let grids = |tokens: usize, max_rank, slices: &[usize]| {
+            few_grids(&sizes(tokens), max_rank, slices, &Tuning { fused_few_wide: 8, ..Tuning::plain() })
+        };
+        let groups = |tokens: usize| grids(tokens, 9, &[100]).map(|grid| grid.groups);
         assert_eq!(groups(0), [0, 0]);
         assert_eq!(groups(1), [2 * 2, 13]);
         assert_eq!(groups(8), [16 * 2, 13]);
         assert_eq!(groups(16), [32 * 2, 25]);
-        assert_eq!(few_grids(&sizes(3), 0, &[100])[0].groups, 6, "ids of an empty pool are looked at");
-        assert_eq!(few_grids(&sizes(3), 9, &[50, 50])[1].groups, 14, "blocks do not straddle slices");
+        assert_eq!(
+            few_grids(&sizes(8), 9, &[100], &Tuning::plain())[1].groups,
+            25,
+            "a device of few registers"
+        );
+        assert_eq!(grids(3, 0, &[100])[0].groups, 6, "ids of an empty pool are looked at");
+        assert_eq!(grids(3, 9, &[50, 50])[1].groups, 14, "blocks do not straddle slices");
         // Sums of a workgroup in its memory: 16 KiB at most.
         for tokens in 1..=FEW_TOKENS {
-            let columns = few_grids(&sizes(tokens), 9, &[100])[1].columns;
+            let columns = grids(tokens, 9, &[100])[1].columns;
             assert!(tokens.next_power_of_two() * columns / 4 * 64 * 16 <= 16384);
         }
     }

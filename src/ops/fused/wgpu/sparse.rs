@@ -6,12 +6,12 @@ use crate::device::plan::Layout;
 use crate::device::wgpu::{
     self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu,
 };
-use crate::element::Element;
+use crate::element::{Element, ElementType};
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
 use crate::ops::{
-    Form, Grid, LANES, Output, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, plan, tile_constants,
-    word,
+    Form, Grid, LANES, LANES_CHUNKS, LANES_RANKS, LANES_ROUTES, Output, ROWS_IN_ORDER, ROWS_SHARED,
+    SHARED_ROWS, check_packed, plan, tile_constants, word,
 };
 
 /// Columns of y that a workgroup takes.
@@ -23,11 +23,35 @@ const SHARED_BIAS: &str = "fn topk_weights_at(i: u32) -> f32 { return side_at(i)
 fn bias_of(o: u32) -> f32 { return side_at(params.routes + o); }
 ";
 
-/// The launch: tiles of 64 tokens x 64 columns of one slice, or on lanes a chunk of tokens x 8 columns a lane.
-pub fn sparse_grid(sizes: &Sizes, slices: &[usize], tuning: &Tuning) -> Grid {
-    let (columns, tokens) = match tuning.path {
-        Path::Lanes => (tuning.lane_columns(), chunk_tokens(sizes)),
-        Path::Tiles | Path::Matrix => (TILE_COLUMNS, TILE_ROWS),
+/// The kernels of the form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Tiles,
+    /// On lanes; a chunk's rows of y grow in workgroup memory.
+    Lanes,
+    /// On lanes; y, which is f32 in whole fours of one slice, holds its sums itself.
+    Sums,
+}
+
+impl Kernel {
+    fn of(sizes: &Sizes, x: ElementType, slices: usize, tuning: &Tuning) -> Self {
+        match tuning.path {
+            Path::Tiles | Path::Matrix => Self::Tiles,
+            Path::Lanes if x == ElementType::F32 && slices == 1 && sizes.out_features.is_multiple_of(4) => {
+                Self::Sums
+            }
+            Path::Lanes => Self::Lanes,
+        }
+    }
+}
+
+/// The launch for x of this element: tiles of 64 tokens x 64 columns of one slice, or on lanes one or several chunks of tokens x
+/// 8 columns a lane.
+pub fn sparse_grid(sizes: &Sizes, x: ElementType, slices: &[usize], tuning: &Tuning) -> Grid {
+    let (columns, tokens) = match Kernel::of(sizes, x, slices.len(), tuning) {
+        Kernel::Tiles => (TILE_COLUMNS, TILE_ROWS),
+        Kernel::Lanes => (tuning.lane_columns(), chunk_tokens(sizes)),
+        Kernel::Sums => (tuning.lane_columns(), LANES_CHUNKS * chunk_tokens(sizes)),
     };
     let blocks = column_blocks(slices, columns);
     Grid { form: Form::Many, columns, blocks, groups: sizes.tokens.div_ceil(tokens) * blocks }
@@ -70,7 +94,8 @@ impl Wgpu {
         check_packed::<X>(OP, "y", sizes.y_stride, y.len())?;
         check_packed::<X>(OP, "weight", sizes.in_features, weight.len())?;
         word(OP, "h", h.len())?;
-        let grid = sparse_grid(sizes, slots.slices(), self.tuning());
+        let grid = sparse_grid(sizes, X::TYPE, slots.slices(), self.tuning());
+        let kernel = Kernel::of(sizes, X::TYPE, slots.slices().len(), self.tuning());
         if grid.groups == 0 {
             return Ok(());
         }
@@ -87,7 +112,10 @@ impl Wgpu {
             Binding::slots_and_b("b", pool),
             Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
             h,
-            Binding::write("y", y),
+            match kernel {
+                Kernel::Sums => Binding::rows_written("y", y, sizes.y_stride),
+                Kernel::Tiles | Kernel::Lanes => Binding::write("y", y),
+            },
             Binding::status(self),
         ];
         let biased = match (&side, bias) {
@@ -107,6 +135,7 @@ impl Wgpu {
         params.extend([
             ("in_features", word(OP, "in_features", sizes.in_features)?),
             ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
+            ("out_features", word(OP, "out_features", sizes.out_features)?),
             ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
             ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
             ("b_stride", word(OP, "b_stride", pool.b_stride())?),
@@ -114,39 +143,42 @@ impl Wgpu {
             ("chunk_tokens", word(OP, "tokens", chunk_tokens(sizes))?),
         ]);
         params.extend(slice_ends(slots)?);
-        let [tile_m, tile_n, wide] = tile_constants(TILE_COLUMNS, self.tuning().wide_fused);
-        let tiles = [
-            biased,
-            ROWS_IN_ORDER,
-            include_str!("../../../../shaders/tile.wgsl"),
-            COLUMNS,
-            include_str!("../../../../shaders/fused.wgsl"),
-        ];
-        let lanes = [
-            biased,
-            COLUMNS,
-            ROWS_SHARED,
-            LANES[0],
-            LANES[1],
-            include_str!("../../../../shaders/fused_lanes.wgsl"),
-        ];
-        let on_lanes = self.tuning().path == Path::Lanes;
+        let mut constants = tile_constants(TILE_COLUMNS, self.tuning().wide_fused).to_vec();
+        constants.extend([
+            ("OWNERS", self.tuning().owners),
+            ("GROWN_ROWS", SHARED_ROWS as u32),
+            // More slots of a token are listed in turns: the lists stay small.
+            ("SLOTS", sizes.top_k.clamp(1, 4) as u32),
+            ("WHOLE_QUADS", u32::from(whole_quads(slots))),
+            ("SLICES", slots.slices().len() as u32),
+            ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
+        ]);
+        if kernel == Kernel::Sums {
+            constants.extend([("CHUNKS", LANES_CHUNKS as u32), ("PER_ROUTE", 0)]);
+        }
+        let lanes = [biased, COLUMNS, ROWS_SHARED, LANES[0], LANES[1], LANES_RANKS];
+        let (entry, body) = match kernel {
+            Kernel::Tiles => {
+                let (tile, own) = (
+                    include_str!("../../../../shaders/tile.wgsl"),
+                    include_str!("../../../../shaders/fused.wgsl"),
+                );
+                ("fused_sparse", vec![biased, ROWS_IN_ORDER, tile, COLUMNS, own])
+            }
+            Kernel::Lanes => {
+                let own = include_str!("../../../../shaders/fused_lanes.wgsl");
+                ("fused_lanes", [&lanes[..], &[own]].concat())
+            }
+            Kernel::Sums => {
+                let own = include_str!("../../../../shaders/fused_lanes_sums.wgsl");
+                ("fused_lanes_sums", [&lanes[..], &[LANES_ROUTES, own]].concat())
+            }
+        };
         let launch = Launch {
             op: OP,
-            entry: if on_lanes { "fused_lanes" } else { "fused_sparse" },
-            body: if on_lanes { &lanes } else { &tiles },
-            constants: &[
-                tile_m,
-                tile_n,
-                wide,
-                ("OWNERS", self.tuning().owners),
-                ("GROWN_ROWS", SHARED_ROWS as u32),
-                // More slots of a token are listed in turns: the lists stay small.
-                ("SLOTS", sizes.top_k.clamp(1, 4) as u32),
-                ("WHOLE_QUADS", u32::from(whole_quads(slots))),
-                ("SLICES", slots.slices().len() as u32),
-                ("RANK_SUM", u32::from(sizes.output == Output::RankSum)),
-            ],
+            entry,
+            body: &body,
+            constants: &constants,
             params: &params,
             bindings: &bindings,
             groups: word(OP, "tokens", grid.groups)?,
@@ -199,14 +231,15 @@ mod tests {
             output: Output::Sum,
         };
         let tiles = Tuning::plain();
-        let groups =
-            |tokens: usize, slices: &[usize]| sparse_grid(&Sizes { tokens, ..sizes }, slices, &tiles).groups;
+        let groups = |tokens: usize, slices: &[usize]| {
+            sparse_grid(&Sizes { tokens, ..sizes }, ElementType::F32, slices, &tiles).groups
+        };
         assert_eq!(groups(0, &[96]), 0);
         assert_eq!((groups(64, &[96]), groups(65, &[96])), (2, 4));
         assert_eq!(groups(1, &[32, 64]), 2);
         let lanes = Tuning { path: Path::Lanes, owners: 8, ..tiles };
         let groups = |tokens: usize, top_k: usize, slices: &[usize]| {
-            sparse_grid(&Sizes { tokens, top_k, ..sizes }, slices, &lanes).groups
+            sparse_grid(&Sizes { tokens, top_k, ..sizes }, ElementType::F16, slices, &lanes).groups
         };
         assert_eq!((groups(16, 2, &[96]), groups(17, 2, &[96]), groups(17, 2, &[32, 64])), (2, 4, 4));
         assert_eq!(
@@ -214,6 +247,11 @@ mod tests {
             (2, 9),
             "chunks of whole tokens, 256 routes at most"
         );
+        let groups = |tokens: usize, slices: &[usize]| {
+            sparse_grid(&Sizes { tokens, ..sizes }, ElementType::F32, slices, &lanes).groups
+        };
+        assert_eq!((groups(256, &[96]), groups(257, &[96])), (2, 4), "f32 takes 16 chunks of a slice");
+        assert_eq!((groups(16, &[32, 64]), groups(17, &[32, 64])), (2, 4));
     }
 
     /// The bar: 1.05 times base's bytes, A and B once, x once more, h written and read once.
