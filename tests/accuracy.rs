@@ -111,8 +111,8 @@ fn measure(
 
 /// What a form's worst rows may be of the separate launches'. In 16 bits these round y twice, and CUDA's separate launches in
 /// f32 sum in longer chains: no more than 1. Elsewhere both forms' f32 sums have one order but for the experts' place in it,
-/// whose ratio is 1 up to the draw of the seeds: four of them scatter by about two hundredths. WebGPU's dense form sums in
-/// longer chains than its base product does: open.
+/// whose ratio is 1 up to the draw of the seeds: four of them scatter by about two hundredths. The dense form sums in longer
+/// chains than the base product does on lanes, where for that reason it is taken on demand alone.
 fn limit(kind: &str, element: ElementType, form: Form) -> f64 {
     match (element, kind, form) {
         (ElementType::F32, "wgpu", Form::Dense) => 2.2,

@@ -7,7 +7,7 @@ mod sparse;
 
 use super::{OP, cost};
 use crate::adapter::slots::{MAX_SLICES, Slots};
-use crate::device::wgpu::{Binding, Launch, View, Wgpu};
+use crate::device::wgpu::{Binding, Launch, Path, View, Wgpu};
 use crate::element::{Element, ElementType};
 use crate::error::{Error, Result};
 use crate::ops::word;
@@ -40,7 +40,8 @@ impl Wgpu {
             plan_launches: 3,
             dense_rows: 512,
             dense_refused: (problem.top_k > GATE_TOP_K).then_some("top_k is above 8"),
-            dense_on_demand: None,
+            dense_on_demand: (self.tuning().path == Path::Lanes && problem.x == ElementType::F32)
+                .then_some("its sums run in longer chains than the base product's on lanes"),
             dense_experts: GATE_EXPERTS,
             sparse: true,
             batch_invariant: self.is_batch_invariant(),
