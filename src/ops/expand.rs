@@ -123,7 +123,7 @@ fn on_lanes(sizes: &Sizes, y: ElementType, tuning: &Tuning) -> bool {
 }
 
 /// The launch for a pool with `live` adapters, a plan of `chunks` chunks and y of this element: a workgroup per row and 256
-/// columns until the routes of a chunk share experts; from there one per chunk of tokens, or per [`LANES_CHUNKS`] of them on lanes.
+/// columns until the routes of a chunk share experts; from there one per chunk of tokens, or per 16 of them on lanes.
 #[cfg(feature = "wgpu")]
 pub fn grid(
     sizes: &Sizes,

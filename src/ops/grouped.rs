@@ -157,8 +157,7 @@ fn check_loras(top_k: usize, lora_ids: &[i32], slots: usize) -> Result<()> {
         None => Ok(()),
         Some(n) => {
             let argument = format!("lora_ids[{}, {}]", n / top_k, n % top_k);
-            let expected = "-1 or the id of a slot that holds an adapter";
-            Err(Error::argument(OP, argument, expected, lora_ids[n]))
+            Err(Error::argument(OP, argument, format!("-1 or a slot below {slots}"), lora_ids[n]))
         }
     }
 }

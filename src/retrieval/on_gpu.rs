@@ -66,6 +66,9 @@ impl<R> Part<'_, R> {
 }
 
 /// An index that compares a query with every adapter, on a GPU. See the [module](self). At most 256 hits a query.
+///
+/// A search holds `8 top_k` bytes a query (256 at once) and block of 1,024 adapters on the device. Blocks that lose adapters stay, and a
+/// launch each, until they are empty.
 pub struct ExactOn<D: Routes> {
     device: D,
     metric: Metric,
@@ -118,8 +121,9 @@ impl<D: Routes> ExactOn<D> {
         let part = |block| Block::part(block, queries, self.dims, top_k);
         let parts = blocks.iter().map(part).collect::<Result<Vec<_>>>()?;
         let mut lists = vec![List::new(top_k); queries.len()];
-        let found = self.device.best(&parts, x)?;
-        let seen = self.device.seen()?;
+        let found = self.device.best(&parts, x);
+        // Taken in any case: the next search shall not hear of this one.
+        let (seen, found) = (self.device.seen()?, found?);
         if !seen.is_ok() {
             // Checked embeddings have none.
             return Err(Error::argument(OP, "scores", "finite ones", seen));

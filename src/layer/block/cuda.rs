@@ -54,7 +54,7 @@ impl MoeBlock<Cuda> {
             gate_up_loras: plan(&shapes.gate_up_loras)?,
             down_loras: plan(&shapes.down_loras)?,
             h: Memory::new(&self.device, of(strides.0.max(strides.1)))?,
-            // Zeros: a route without an expert has no row, and shrink reads one wherever there is a LoRA.
+            // Numbers from the start: a route without an expert has no row, and shrink reads one, in vain, wherever there is a LoRA.
             act: Memory::zeroed(&self.device, of(shapes.gate_up.y_stride).saturating_mul(size_of::<X>()))?,
             scratch: Memory::new(&self.device, of(shapes.down.out_features))?,
         })

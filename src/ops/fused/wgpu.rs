@@ -40,7 +40,7 @@ impl Wgpu {
             plan_launches: 3,
             dense_rows: 512,
             dense_refused: (problem.top_k > GATE_TOP_K).then_some("top_k is above 8"),
-            dense_on_demand: (self.tuning().path == Path::Lanes && problem.x == ElementType::F32)
+            dense_on_demand: (self.tuning().path == Path::Lanes)
                 .then_some("its sums run in longer chains than the base product's on lanes"),
             dense_experts: GATE_EXPERTS,
             sparse: true,

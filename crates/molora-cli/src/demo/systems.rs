@@ -54,7 +54,10 @@ enum Line {
 /// Measures the systems that were asked for, and prints the table or JSON.
 pub fn run(demo: &mut Demo, args: &DemoArgs) -> Result<String> {
     let all = args.all_sequences()?;
-    let sequences = if args.full { FIT.start } else { FIT.start.min(args.sequences as usize) };
+    let most = FIT.start;
+    let wanted = args.sequences as usize;
+    ensure!(args.full || wanted <= most, "--sequences: expected at most {most} with --system, got {wanted}");
+    let sequences = if args.full { most } else { wanted };
     let held_out = args.held_out(&all, sequences)?;
     let mut notes = BTreeMap::new();
     let mut lines: Vec<(String, Line)> = Setting::all(&demo.experts)

@@ -3,7 +3,7 @@
 
 use super::{At, Lesson};
 use crate::engine::linear::Add;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::ops::sigmoid;
 use molora::Lora;
@@ -15,6 +15,8 @@ const RATE: f64 = 5e-3;
 
 /// Trains all of them and writes `layers.{l}.{projection}.router.weight`, `[experts, in]` in f16: the routers' own format.
 pub fn train(lesson: &mut Lesson, steps: usize, out: &Path) -> Result<()> {
+    // What cannot be written is not trained for.
+    std::fs::File::create(out).with_context(|| format!("--out: {}", out.display()))?;
     let mut gates = HashMap::new();
     for (at, rows) in fit(lesson, steps)? {
         let name = format!("layers.{}.{}.router.weight", at.0, at.1.name());
@@ -26,6 +28,10 @@ pub fn train(lesson: &mut Lesson, steps: usize, out: &Path) -> Result<()> {
 /// Every linear's gates, `[1, in]` for each expert.
 pub fn fit(lesson: &mut Lesson, steps: usize) -> Result<BTreeMap<At, Vec<Tensor>>> {
     let mut gates = BTreeMap::<At, Vec<Tensor>>::new();
+    for (expert, name) in lesson.mixture.names.iter().enumerate() {
+        let any = lesson.texts.iter().any(|text| text.expert == expert);
+        ensure!(any, "--heldout: expected sequences of {name}, got none");
+    }
     for (expert, name) in lesson.mixture.names.clone().iter().enumerate() {
         let mut own = BTreeMap::new();
         lesson.place(|at, module| {

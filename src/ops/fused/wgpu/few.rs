@@ -10,6 +10,9 @@ use crate::ops::{Form, Grid, Output, check_packed, sums, word};
 /// Most tokens: a lane keeps four sums for each.
 pub const FEW_TOKENS: usize = 16;
 
+/// Most tokens whose sums of 8 columns a workgroup's memory holds.
+const MOST_WIDE: usize = 8;
+
 /// Ranks of a workgroup of the first dispatch.
 const RANKS: usize = 8;
 
@@ -19,7 +22,7 @@ pub fn few_grids(sizes: &Sizes, max_rank: usize, slices: &[usize], tuning: &Tuni
     // At least one, which also says what is wrong with the route's id.
     let blocks = max_rank.div_ceil(RANKS).max(1);
     let shrink = Grid { form: Form::Few, columns: RANKS, blocks, groups: sizes.routes() * blocks };
-    let columns = if sizes.tokens <= tuning.fused_few_wide { 8 } else { 4 };
+    let columns = if sizes.tokens <= tuning.fused_few_wide.min(MOST_WIDE) { 8 } else { 4 };
     let blocks = column_blocks(slices, columns);
     let groups = if sizes.tokens == 0 { 0 } else { blocks };
     [shrink, Grid { form: Form::Few, columns, blocks, groups }]
