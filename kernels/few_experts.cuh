@@ -135,7 +135,7 @@ add_step(const FewParams& p, Shared<ROWS>& s, float (*share)[ROWS], int column, 
 #pragma unroll
     for (u32 g = 0; g < ROWS / 16; g++) {
         const B* row = (const B*)p.b + (size_t)(first.row + r) * p.b_stride;
-        if (inside) b_columns(row, column + 16 * (int)g, width, lane, v[g]);
+        if (inside && 16 * g < p.rows) b_columns(row, column + 16 * (int)g, width, lane, v[g]);
     }
 #pragma unroll 1
     for (u32 i = from; i < to; i++) {
@@ -144,6 +144,7 @@ add_step(const FewParams& p, Shared<ROWS>& s, float (*share)[ROWS], int column, 
         if (i + 1 < to) next = h(i + 1);
 #pragma unroll
         for (u32 g = 0; g < ROWS / 16; g++) {
+            if (16 * g >= p.rows) break; // a block of fewer rows, of all lanes alike
             float own[8];
 #pragma unroll
             for (u32 j = 0; j < 8; j++) own[j] = f * v[g][j];
