@@ -2,6 +2,9 @@
 //! values that are not finite, batch invariance, devices of the fewest bindings.
 #![cfg(feature = "wgpu")]
 
+mod common;
+
+use common::values;
 use half::{bf16, f16};
 use molora::adapter::LinearRouter;
 use molora::adapter::slots::PoolSizes;
@@ -17,17 +20,6 @@ fn devices() -> Vec<Wgpu> {
         println!("not tested: no WebGPU adapter here");
     }
     Wgpu::adapters().into_iter().filter_map(|adapter| Wgpu::open(&adapter).ok()).collect()
-}
-
-/// Seeded multiples of 1/8 in -1..1: sums of them are exact.
-fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
-    (0..len)
-        .map(|i| {
-            let mixed = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                ^ (seed as u64).wrapping_mul(0x2545_f491_4f6c_dd1d);
-            E::from_f32((mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 60) as f32 / 8.0 - 1.0)
-        })
-        .collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

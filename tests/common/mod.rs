@@ -1,4 +1,4 @@
-//! What the tests of errors share: a small pool on the CPU. Cases, subjects and the judge are molora-check's.
+//! What tests share: a small pool on the CPU, values whose sums are exact. Cases, subjects and the judge are molora-check's.
 #![allow(dead_code, reason = "every test file takes its part")]
 
 #[cfg(feature = "cuda")]
@@ -7,7 +7,7 @@ pub mod cuda;
 use molora::adapter::Lora;
 use molora::adapter::slots::PoolSizes;
 use molora::device::{Cpu, cpu::Pool};
-use molora::element::ElementType;
+use molora::element::{Element, ElementType};
 use molora::error::Result;
 use molora::host::Device;
 use molora::ops::plan::{self, Plan};
@@ -73,4 +73,15 @@ pub fn refuses<T>(result: Result<T>) -> String {
         Ok(_) => panic!("the call was accepted"),
         Err(e) => e.to_string(),
     }
+}
+
+/// Seeded multiples of 1/8 in -1..1: sums of them are exact.
+pub fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
+    (0..len)
+        .map(|i| {
+            let mixed = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ (seed as u64).wrapping_mul(0x2545_f491_4f6c_dd1d);
+            E::from_f32((mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 60) as f32 / 8.0 - 1.0)
+        })
+        .collect()
 }
