@@ -4,7 +4,9 @@
 
 use half::f16;
 use molora::Wgpu;
+use molora::device::wgpu::trace::Command;
 use molora::device::wgpu::{Path, Tuning, View};
+use molora::element::ElementType;
 use molora::ops::base;
 use molora_check::subject::WgpuSubject;
 use molora_check::{Case, Op, Outcome, check};
@@ -140,5 +142,30 @@ fn base_by_matrices() {
         }
         let texts = wgpu.shader_texts();
         assert!(texts.iter().any(|(name, _)| name.starts_with("base_matrix")), "no case took matrices");
+    }
+}
+
+/// Which kernel expands, and that it is right across the edges of its shares: more tokens than one workgroup takes on lanes, a
+/// last column block of half a lane.
+#[test]
+fn expand_takes_lanes_for_whole_fours_of_f32() {
+    for wgpu in devices() {
+        for (element, out_features) in
+            [(ElementType::F32, 68), (ElementType::F32, 70), (ElementType::F16, 68)]
+        {
+            let traced = wgpu.traced();
+            let case = Case { tokens: 300, out_features, ..Case::new(Op::Expand) }.element(element);
+            let outcome = check(&WgpuSubject::new(traced.clone()), &case);
+            assert!(matches!(outcome, Outcome::Right(_)), "{case}: {outcome:?}");
+            let entry = |command: &Command| match command {
+                Command::Dispatch(dispatch) => dispatch.entry.starts_with("expand").then_some(dispatch.entry),
+                Command::Clear { .. } => None,
+            };
+            let kernels: Vec<_> = traced.take_trace().commands.iter().filter_map(entry).collect();
+            let sums_in_y = wgpu.tuning().path == Path::Lanes
+                && element == ElementType::F32
+                && out_features.is_multiple_of(4_usize);
+            assert_eq!(kernels, [if sums_in_y { "expand_lanes" } else { "expand_many" }], "{case}");
+        }
     }
 }
