@@ -164,7 +164,7 @@ impl Cpu {
         let mut steps = blocks_of(x.inner()).flat_map(panels).peekable();
         while let Some(step) = steps.next() {
             let (w, (inner, panel)) = (at(&step), step);
-            let next = steps.peek().map_or(std::ptr::null(), |next| at(next).as_ptr());
+            let next = steps.peek().map_or(w, at).as_ptr();
             let (tiles, add, ahead) = (part.tiles.clone(), inner.start > 0, ahead.next().unwrap_or_default());
             let pass = (panel - part.panels.start, part.panels.len());
             let args = Block { w, w_stride: columns, inner, next, pass, ahead, x, tiles, add };
@@ -183,7 +183,7 @@ impl Cpu {
             for (_, rows) in pool.whole_b_panels::<B>(column..column + 1) {
                 for inner in blocks_of(z.inner()) {
                     let w = &rows[inner.start * B_COLUMNS + column % B_COLUMNS..];
-                    let (tiles, next) = (part.tiles.clone(), std::ptr::null());
+                    let (tiles, next) = (part.tiles.clone(), w.as_ptr());
                     let pass = (panel - part.panels.start, part.panels.len());
                     let (ahead, add) = (&[][..], true);
                     let args = Block { w, w_stride: B_COLUMNS, inner, next, pass, ahead, x: z, tiles, add };

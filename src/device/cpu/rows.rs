@@ -4,10 +4,16 @@ use super::kernels::pack::pack_rows;
 use super::memory::Lines;
 use super::{Cpu, SharedMut};
 use crate::element::Element;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Elements below which one thread packs faster than several wake up.
 const ALONE: usize = 1 << 13;
+
+thread_local! {
+    /// Memory of rows that are gone: fresh memory would be zeroed and mapped anew in every call.
+    static SPARE: Cell<Lines<f32>> = Cell::default();
+}
 
 /// Rows in tiles.
 pub(crate) struct Tiles {
@@ -30,8 +36,9 @@ impl Tiles {
             let (start, tiles) = (bounds[bounds.len() - 1], rows.div_ceil(cpu.level.rows()));
             bounds.extend((1..=tiles).map(|i| start + rows * i / tiles));
         }
-        let mut packed = Self { data: Lines::zeroed(bounds[bounds.len() - 1] * inner), bounds, inner };
-        let (tiles, place) = (packed.tiles(), SharedMut::new(&mut packed.data));
+        let mut packed = Self { data: SPARE.take(), inner, bounds };
+        let (tiles, len) = (packed.tiles(), packed.bounds[packed.tiles()] * inner);
+        let place = SharedMut::new(packed.data.at_least(len));
         let pack = |tile: usize| {
             let rows = packed.bounds[tile]..packed.bounds[tile + 1];
             let mut from = [[].as_slice(); MAX_ROWS];
@@ -76,6 +83,16 @@ impl Tiles {
     /// One tile, `[inner, rows]`.
     pub(crate) fn tile(&self, tile: usize) -> &[f32] {
         &self.data[self.bounds[tile] * self.inner..self.bounds[tile + 1] * self.inner]
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // The larger is kept. A thread that ends keeps none.
+        let _ = SPARE.try_with(|spare| {
+            let other = spare.take();
+            spare.set(if other.len() > self.data.len() { other } else { std::mem::take(&mut self.data) });
+        });
     }
 }
 

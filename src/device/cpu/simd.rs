@@ -122,6 +122,8 @@ pub(super) trait Simd {
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
     /// The lanes' sum of each of four registers, in one fixed order.
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
+    /// The four values of every lane, lane l's at `to + l * stride`: 4 values at each of `LANES` places.
+    unsafe fn store_lanes(to: *mut f32, stride: usize, v: [Self::V; 4]);
     /// Asks for a cache line that will be read; any address will do.
     unsafe fn prefetch(at: *const u8);
     /// Asks for it in the second-level cache.
@@ -246,6 +248,14 @@ impl Simd for Portable {
     unsafe fn store_bf16(to: *mut u16, v: Self::V) {
         // SAFETY: eight elements, by the trait's contract.
         unsafe { to.cast::<[u16; 8]>().write_unaligned(v.map(|v| half::bf16::from_f32(v).to_bits())) }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(to: *mut f32, stride: usize, v: [Self::V; 4]) {
+        for lane in 0..Self::LANES {
+            let four = [v[0][lane], v[1][lane], v[2][lane], v[3][lane]];
+            // SAFETY: four elements, by the trait's contract.
+            unsafe { to.add(lane * stride).cast::<[f32; 4]>().write_unaligned(four) };
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}

@@ -2,7 +2,7 @@
 
 use super::{Allow, EPSILON, Sizes, select};
 use crate::adapter::LinearRouter;
-use crate::device::cpu::{Cpu, Part, SharedMut, TASKS_A_THREAD, Tiles, Weight, with_scratch};
+use crate::device::cpu::{Cpu, Part, SharedMut, Tiles, Weight, with_scratch};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::sync::Mutex;
@@ -78,8 +78,14 @@ impl Cpu {
             let mut scores = vec![0f32; tokens * linear.experts()];
             self.router_products(&router.weight, tokens, row, &mut scores);
             let (rows, place) = (linear.experts(), SharedMut::new(&mut scores));
-            // SAFETY: every token is one task.
-            self.each(tokens, |t| choose(t, unsafe { place.part(t * rows, rows) }));
+            // Neighbours' ids and weights share cache lines, so a task takes several tokens.
+            let some = tokens.div_ceil(2 * self.threads()).max(1);
+            self.each(tokens.div_ceil(some), |i| {
+                for t in i * some..tokens.min((i + 1) * some) {
+                    // SAFETY: every token is one task's.
+                    choose(t, unsafe { place.part(t * rows, rows) });
+                }
+            });
         }
         failed.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), |(_, e)| Err(e))
     }
@@ -99,7 +105,7 @@ impl Cpu {
     ) {
         let tiles = Tiles::new(self, [count], weight.in_features(), row);
         let (rows, place) = (weight.out_features(), SharedMut::new(scores));
-        let parts = self.parts(&tiles, 0..tiles.tiles(), 0..weight.panels(), TASKS_A_THREAD * self.threads());
+        let parts = self.parts(&tiles, 0..tiles.tiles(), 0..weight.panels(), self.threads());
         self.each(parts.len(), |i| {
             with_scratch(|[scratch, _]| {
                 let mut sums = self.sums(weight, &tiles, &parts[i], &[], scratch);

@@ -99,6 +99,9 @@ pub struct Rule {
     pub shared: usize,
 }
 
+/// Scores that are looked at together.
+const SCORES: usize = 16;
+
 impl Rule {
     /// The `top_k` best.
     pub const fn top_k(top_k: usize, weighting: Weighting) -> Self {
@@ -137,16 +140,27 @@ impl Rule {
         allowed: &impl Fn(usize) -> bool,
         ids: &mut [i32],
     ) -> usize {
+        // What a score must be above to be listed.
+        let least = |listed: &[i32]| match listed.last() {
+            _ if listed.len() < self.top_k => f32::NEG_INFINITY,
+            Some(&worst) => scores[worst as usize],
+            None => f32::INFINITY,
+        };
         let mut chosen = 0;
-        for e in (0..experts).filter(|&e| allowed(e)) {
-            // Most are worse than the worst of a full list.
-            if chosen == self.top_k && (chosen == 0 || scores[e] <= scores[ids[chosen - 1] as usize]) {
+        for first in (0..experts).step_by(SCORES) {
+            let some = first..experts.min(first + SCORES);
+            // Most are worse than the worst of a full list, and are passed over together.
+            let bar = least(&ids[..chosen]);
+            if !scores[some.clone()].iter().fold(false, |any, &z| any | (z > bar)) {
                 continue;
             }
-            // Insertion into a list sorted best first; an equal score stays behind the lower expert.
-            let better = |&i: &i32| scores[e] > scores[i as usize];
-            let place = ids[..chosen].iter().position(better).unwrap_or(chosen);
-            if place < self.top_k {
+            for e in some.filter(|&e| allowed(e)) {
+                if scores[e] <= least(&ids[..chosen]) {
+                    continue;
+                }
+                // Insertion into a list sorted best first; an equal score stays behind the lower expert.
+                let better = |&i: &i32| scores[e] > scores[i as usize];
+                let place = ids[..chosen].iter().position(better).unwrap_or(chosen);
                 let end = chosen.min(self.top_k - 1);
                 ids.copy_within(place..end, place + 1);
                 ids[place] = e as i32;

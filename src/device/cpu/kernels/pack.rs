@@ -21,33 +21,55 @@ pub struct Pack<'a, X> {
 impl<X: Element> Kernel for Pack<'_, X> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let m = self.rows.len();
-        let mut wide = [0f32; MAX_LANES];
-        for k in (0..self.k).step_by(S::LANES) {
-            let count = S::LANES.min(self.k - k);
-            let out = &mut self.out[k * m..(k + count) * m];
-            for (i, row) in self.rows.iter().enumerate() {
-                let from = &row[k..k + count];
-                // SAFETY: `from` holds `count` elements, `wide` a vector of any level.
-                let v = unsafe {
-                    if count == S::LANES {
-                        S::load(from.as_ptr())
-                    } else {
-                        S::load_part(from.as_ptr(), count)
+        let Self { rows, k, out } = self;
+        let (m, whole) = (rows.len(), k / S::LANES * S::LANES);
+        for k in (0..whole).step_by(S::LANES) {
+            let to = out[k * m..(k + S::LANES) * m].as_mut_ptr();
+            // SAFETY: a vector of every row, and m values at each of its lanes' places.
+            unsafe {
+                match m {
+                    1 => S::store_f32(to, S::load(rows[0].as_ptr().add(k))),
+                    2 | 3 => {
+                        for (i, row) in rows.iter().enumerate() {
+                            store_apart::<S>(S::load(row.as_ptr().add(k)), S::LANES, to.add(i), m);
+                        }
                     }
-                };
-                // SAFETY: as above.
-                unsafe { S::store_f32(wide.as_mut_ptr(), v) };
-                if count == S::LANES {
-                    let first = out[i..].as_mut_ptr();
-                    for (lane, &v) in wide[..S::LANES].iter().enumerate() {
-                        // SAFETY: `out` holds `count` rows of m, and i is below m.
-                        unsafe { *first.add(lane * m) = v };
+                    _ => {
+                        // Four rows at once, some of the last four once more.
+                        for first in (0..m).step_by(4) {
+                            let first = first.min(m - 4);
+                            let mut four = [S::splat(0.0); 4];
+                            for i in 0..4 {
+                                four[i] = S::load(rows[first + i].as_ptr().add(k));
+                            }
+                            S::store_lanes(to.add(first), m, four);
+                        }
                     }
-                } else {
-                    out[i..].iter_mut().step_by(m).zip(&wide).for_each(|(place, &v)| *place = v);
                 }
             }
+        }
+        if whole < k {
+            let to = out[whole * m..k * m].as_mut_ptr();
+            for (i, row) in rows.iter().enumerate() {
+                let left = &row[whole..k];
+                // SAFETY: as many elements as are left of the row, and of m values each as many places.
+                unsafe {
+                    store_apart::<S>(S::load_part(left.as_ptr(), left.len()), left.len(), to.add(i), m)
+                };
+            }
+        }
+    }
+}
+
+/// Stores the first `count` lanes, `stride` elements apart.
+#[inline(always)]
+unsafe fn store_apart<S: Simd>(v: S::V, count: usize, to: *mut f32, stride: usize) {
+    let mut wide = [0f32; MAX_LANES];
+    // SAFETY: `wide` holds a vector of any level; the places are the caller's promise.
+    unsafe {
+        S::store_f32(wide.as_mut_ptr(), v);
+        for (lane, &v) in wide[..count].iter().enumerate() {
+            *to.add(lane * stride) = v;
         }
     }
 }

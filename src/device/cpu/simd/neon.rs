@@ -82,6 +82,23 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn store_lanes(to: *mut f32, stride: usize, v: [Self::V; 4]) {
+        // SAFETY: as above, and four elements at every lane's place.
+        unsafe {
+            let even = [vtrn1q_f32(v[0], v[1]), vtrn1q_f32(v[2], v[3])].map(|v| vreinterpretq_f64_f32(v));
+            let odd = [vtrn2q_f32(v[0], v[1]), vtrn2q_f32(v[2], v[3])].map(|v| vreinterpretq_f64_f32(v));
+            let lanes = [
+                vtrn1q_f64(even[0], even[1]),
+                vtrn1q_f64(odd[0], odd[1]),
+                vtrn2q_f64(even[0], even[1]),
+                vtrn2q_f64(odd[0], odd[1]),
+            ];
+            for lane in 0..4 {
+                vst1q_f32(to.add(lane * stride), vreinterpretq_f32_f64(lanes[lane]));
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a prefetch never faults and changes neither memory nor flags.
         unsafe {

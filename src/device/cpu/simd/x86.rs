@@ -70,6 +70,28 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_lanes(to: *mut f32, stride: usize, v: [Self::V; 4]) {
+        // SAFETY: as above, and four elements at every lane's place.
+        unsafe {
+            let low =
+                [_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpacklo_ps(v[2], v[3])].map(|v| _mm256_castps_pd(v));
+            let high =
+                [_mm256_unpackhi_ps(v[0], v[1]), _mm256_unpackhi_ps(v[2], v[3])].map(|v| _mm256_castps_pd(v));
+            // Lanes 0, 1, 2 and 3 of every half.
+            let lanes = [
+                _mm256_unpacklo_pd(low[0], low[1]),
+                _mm256_unpackhi_pd(low[0], low[1]),
+                _mm256_unpacklo_pd(high[0], high[1]),
+                _mm256_unpackhi_pd(high[0], high[1]),
+            ];
+            for lane in 0..4 {
+                let v = _mm256_castpd_ps(lanes[lane]);
+                _mm_storeu_ps(to.add(lane * stride), _mm256_extractf128_ps::<0>(v));
+                _mm_storeu_ps(to.add((lane + 4) * stride), _mm256_extractf128_ps::<1>(v));
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -148,6 +170,30 @@ impl Simd for Avx512 {
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             let words = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_lanes(to: *mut f32, stride: usize, v: [Self::V; 4]) {
+        // SAFETY: as above, and four elements at every lane's place.
+        unsafe {
+            let low =
+                [_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpacklo_ps(v[2], v[3])].map(|v| _mm512_castps_pd(v));
+            let high =
+                [_mm512_unpackhi_ps(v[0], v[1]), _mm512_unpackhi_ps(v[2], v[3])].map(|v| _mm512_castps_pd(v));
+            // Lanes 0, 1, 2 and 3 of every quarter.
+            let lanes = [
+                _mm512_unpacklo_pd(low[0], low[1]),
+                _mm512_unpackhi_pd(low[0], low[1]),
+                _mm512_unpacklo_pd(high[0], high[1]),
+                _mm512_unpackhi_pd(high[0], high[1]),
+            ];
+            for lane in 0..4 {
+                let v = _mm512_castpd_ps(lanes[lane]);
+                _mm_storeu_ps(to.add(lane * stride), _mm512_extractf32x4_ps::<0>(v));
+                _mm_storeu_ps(to.add((lane + 4) * stride), _mm512_extractf32x4_ps::<1>(v));
+                _mm_storeu_ps(to.add((lane + 8) * stride), _mm512_extractf32x4_ps::<2>(v));
+                _mm_storeu_ps(to.add((lane + 12) * stride), _mm512_extractf32x4_ps::<3>(v));
+            }
         }
     }
     #[inline(always)]
