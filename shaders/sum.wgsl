@@ -1,5 +1,5 @@
 // Sums over a workgroup of 64 through its subgroups, of which there are at most 16: each adds its lanes in hardware, then
-// one lane adds the subgroups in order. Behind subgroup.wgsl; see tree.wgsl for the words.
+// one lane adds the subgroups, the last one first. Behind subgroup.wgsl; see tree.wgsl for the words.
 //
 // Which lanes make up a subgroup, and the order in which it adds, are the driver's and settled when a pipeline is made: the
 // same bits in every run on a device, and for a token whatever its batch, since every workgroup adds alike.
@@ -21,8 +21,9 @@ fn give_more(own: Invocation, i: u32, v: vec4<f32>) {
 fn join(own: Invocation, count: u32) {
     workgroupBarrier();
     for (var i = own.lane; i < count; i += 64u) {
-        var sum = partial[i * PARTIALS];
-        for (var s = 1u; s < own.subgroups; s++) { sum += partial[i * PARTIALS + s]; }
+        // The first hold experts too where these ride along (fused_few.wgsl): what is larger comes last, and is rounded less.
+        var sum = partial[i * PARTIALS + own.subgroups - 1u];
+        for (var s = own.subgroups - 1u; s > 0u; s--) { sum += partial[i * PARTIALS + s - 1u]; }
         partial[i * PARTIALS] = sum;
     }
     workgroupBarrier();
