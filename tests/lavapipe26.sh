@@ -78,6 +78,9 @@ install -d -m 700 target/drivers/run
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$runner
 unset DISPLAY WAYLAND_DISPLAY
 export LIBGL_ALWAYS_SOFTWARE=1 XDG_RUNTIME_DIR=$PWD/target/drivers/run
+# Older Mesas cut the index of a cache that they share to their own size, under the feet of whoever has it mapped (SIGBUS).
+export MESA_SHADER_CACHE_DIR=${XDG_CACHE_HOME:-$HOME/.cache}/mesa26
+install -d "$MESA_SHADER_CACHE_DIR"
 case $mode in
     vulkan)
         # Vectors of 128, 256 and 512 bits are subgroups of 4, 8 and 16.
