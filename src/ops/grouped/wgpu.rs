@@ -1,7 +1,11 @@
 //! Grouped on WebGPU: one dispatch for the rows of the routes, one more that combines them and adds their LoRAs.
 //!
-//! Where rows are combined, their LoRAs wait for the second dispatch, so that h may come from the first:
-//! [`Wgpu::grouped_with_shrink`].
+//! Where rows are combined, their LoRAs wait for the second dispatch, so that h may come from the first
+//! ([`Wgpu::grouped_with_shrink`]): a SwiGLU block is 4 dispatches, not 5, and moves the same bytes: x and A once more for h,
+//! h and a row of f32 a route written and read, B once. What is asked for, by subgroups of 16 lanes or more: A once per 64
+//! routes and x once per 16 ranks, as by shrink; B once a route, as by rows with LoRAs on tiles. On lanes those ask for B once
+//! per 16 rows of one LoRA: there combining costs up to `rank / 4` loads of four more a route and column, beside the
+//! product's `3 / 128 in_features`.
 
 mod combine;
 mod rows;
@@ -80,8 +84,8 @@ impl Wgpu {
         self.grouped_combine(encoder, &inputs, topk_weights, scratch, y)
     }
 
-    /// [`Wgpu::shrink`] of the rows of x and [`Wgpu::grouped`], combined, in two dispatches; `h` is written, in a buffer that is
-    /// neither scratch's nor read.
+    /// [`Wgpu::shrink`] of the rows of x and [`Wgpu::grouped`], combined, in two dispatches; `h` is written, in no buffer
+    /// that is read.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"
