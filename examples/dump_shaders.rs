@@ -236,6 +236,9 @@ fn grouped_variants<X: Element>(
         let (x, y) = (View::<X>::new(&x, 0, 128)?, View::<X>::new(&y, 0, 128)?);
         let (w, h, rows) = (View::new(&w, 0, out_features * width)?, View::whole(&h), View::whole(&rows));
         wgpu.grouped(encoder, &sizes, &plan, &pool, &loras, w, x, h, weights, rows, y)?;
+        if kind == grouped::Rows::Combined {
+            wgpu.grouped_with_shrink(encoder, &sizes, &plan, &pool, &loras, w, x, h, weights, rows, y)?;
+        }
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
-// Grouped: rows of routes of one base expert, row_n = w[e(n)] x_m + scaling B h_n; w is the experts' weights, b is B
-// transposed behind the LoRA pool's slots. See src/ops/grouped.rs.
+// Grouped: rows of routes of one base expert, row_n = w[e(n)] x_m + scaling B h_n; w is the experts' weights. See
+// src/ops/grouped.rs.
 //
 //     sums = x w^T                         a tile of the plan times TILE_N rows of its expert's weight
-//     for each own row, its LoRA's ranks:  sums[row] += (scaling h) b
+//     finish: for each own row, its LoRA's ranks:  sums[row] += (scaling h) b; not where the rows are to be combined
 //     y_n = sums, or silu(gate) * up
 //
-// Where GATED, every eight rows of w in a tile are four of gate and the same four of up: a thread holds both. Ranks are
-// exact. A row's sum is its own, whatever the other rows.
+// Where GATED, every eight rows of w in a tile are four of gate and the same four of up: a thread holds both. A row's sum
+// is its own, whatever the other rows.
 
 // Columns of y, or of gate and of up, that a workgroup takes.
 const BLOCK: u32 = TILE_N / (1u + GATED);
@@ -16,35 +16,6 @@ fn w_row(w0: u32, w_stride: u32, w_count: u32, n: u32) -> u32 {
     if (GATED == 0u) { return w0 + min(n, w_count - 1u) * w_stride; }
     let column = min(n / 8u * 4u + n % 4u, w_count / 2u - 1u);
     return w0 + (n / 4u % 2u * params.width + column) * w_stride;
-}
-
-// What changes a row: the slot of its LoRA, NONE where there is none.
-fn lora_of(n: u32) -> u32 {
-    let id = lora_ids_at(n);
-    if (id == -1) { return NONE; }
-    if (id < 0 || u32(id) >= params.slots) {
-        atomicOr(&status, ID_OUT_OF_RANGE);
-        return NONE;
-    }
-    if (!holds(b_slot(u32(id)), params.lora_epoch)) {
-        atomicOr(&status, STALE_SLOT);
-        return NONE;
-    }
-    return u32(id);
-}
-
-// Four columns of B h of a slice, from `column` of the slice on.
-fn lora_quad(n: u32, lora: u32, slice: u32, column: u32) -> vec4<f32> {
-    var sum = vec4<f32>();
-    if (column >= params.b_stride) { return sum; }
-    let slot = b_slot(lora);
-    var part = slot;
-    if (GATED == 1u) { part = b_slot((1u + slice) * params.slots + lora); }
-    let h = n * params.h_stride + part.row - slot.row;
-    for (var r = 0u; r < part.rank; r++) {
-        sum += part.scaling * h_at(h + r) * b_quad((part.row + r) * params.b_stride + column);
-    }
-    return sum;
 }
 
 fn silu(v: f32) -> f32 {
@@ -68,26 +39,8 @@ fn finish_sums(n: u32, o: u32, a: vec4<f32>, b: vec4<f32>) {
     }
 }
 
-// The row of route n: `low` and `high` are this thread's eight sums, `o` is its first column of y.
-fn finish(n: u32, o: u32, low: vec4<f32>, high: vec4<f32>) {
-    let lora = lora_of(n);
-    var a = low;
-    var b = high;
-    if (lora != NONE) {
-        a += lora_quad(n, lora, 0u, o);
-        b += lora_quad(n, lora, GATED, o + 4u * (1u - GATED));
-    }
-    finish_sums(n, o, a, b);
-}
-
-// One workgroup per tile of one expert's routes and BLOCK columns; WIDE is 1.
-@compute @workgroup_size(THREADS)
-fn grouped(
-    @builtin(workgroup_id) id: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let group = group_index(id, groups);
+// The rows of one tile of one expert's routes, in BLOCK columns; WIDE is 1.
+fn tile_rows(group: u32, thread: u32) {
     if (group >= params.groups) { return; }
     let tile = group / params.column_blocks;
     let o0 = BLOCK * (group % params.column_blocks);
@@ -111,4 +64,13 @@ fn grouped(
     for (var m = m0; m < min(m0 + 8u, routes); m++) {
         finish(plan[params.at_sorted + first + m], o, sums[m - m0], wide_sums[m - m0]);
     }
+}
+
+@compute @workgroup_size(THREADS)
+fn grouped(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    tile_rows(group_index(id, groups), thread);
 }

@@ -1,5 +1,5 @@
-// Grouped, combined: y_t = sum of w_n row_n over a token's live routes n, in slot order; zero where it has none. One
-// thread per token and four columns.
+// Grouped, combined: y_t = sum of w_n (row_n + scaling B h_n) over a token's live routes n, in slot order; zero where it has
+// none. One thread per token and four columns; the lanes of a workgroup ask for the same h.
 
 fn row_quad(n: u32, o: u32) -> vec4<f32> {
     let at = n * params.width + o;
@@ -23,12 +23,15 @@ fn grouped_combine(
     var sum = vec4<f32>();
     for (var n = t * params.top_k; n < (t + 1u) * params.top_k; n++) {
         if (plan[params.at_ids + n] == NONE) { continue; }
+        let lora = lora_of(n);
         let weight = topk_weights_at(n);
         if (!is_finite(weight)) {
             atomicOr(&status, WEIGHT_NOT_FINITE);
             continue;
         }
-        sum += weight * row_quad(n, o);
+        var row = row_quad(n, o);
+        if (lora != NONE) { row += lora_quad(n, lora, 0u, o); }
+        sum += weight * row;
     }
     let at = t * params.y_stride + o;
     y_put_pair(at, sum.xy, min(params.width - o, 2u));

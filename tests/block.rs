@@ -196,12 +196,13 @@ fn on_cuda<E: Element>(cuda: &molora::Cuda, p: &Problem<E>) -> Vec<E> {
     cuda.download(&y, p.tokens * HIDDEN).unwrap()
 }
 
+/// Where some slots are not filled, no route may name them.
 #[cfg(feature = "wgpu")]
-fn on_wgpu<E: Element>(wgpu: &molora::Wgpu, p: &Problem<E>) -> Vec<E> {
+fn on_wgpu<E: Element>(wgpu: &molora::Wgpu, p: &Problem<E>, filled: std::ops::Range<usize>) -> Vec<E> {
     use molora::device::wgpu::{Pool, View};
     let mut gate_up = Pool::packed(wgpu, pool_sizes::<E>(HIDDEN, 2 * WIDTH), &[WIDTH; 2]).unwrap();
     let mut down = Pool::new(wgpu, pool_sizes::<E>(WIDTH, HIDDEN)).unwrap();
-    for slot in 0..ADAPTERS * EXPERTS {
+    for slot in filled {
         let [gate, up, down_lora] = loras::<E>(slot);
         gate_up.put_packed(slot, &[gate.as_ref(), up.as_ref()]).unwrap();
         down.put(slot, down_lora.as_ref().unwrap()).unwrap();
@@ -248,8 +249,8 @@ fn every_device<E: Element>() {
             judge("cuda", &p, &on_cuda(&cuda, &p));
         }
         #[cfg(feature = "wgpu")]
-        for wgpu in adapters() {
-            judge(&wgpu.describe(), &p, &on_wgpu(&wgpu, &p));
+        for wgpu in paths() {
+            judge(&wgpu.describe(), &p, &on_wgpu(&wgpu, &p, 0..ADAPTERS * EXPERTS));
         }
     }
 }
@@ -259,6 +260,42 @@ fn a_block_is_its_two_grouped_products() {
     every_device::<f32>();
     every_device::<half::f16>();
     every_device::<half::bf16>();
+}
+
+/// The adapters, as they are and on tiles without subgroups, which every device can do.
+#[cfg(feature = "wgpu")]
+fn paths() -> Vec<molora::Wgpu> {
+    let plain = |wgpu: &molora::Wgpu| wgpu.tuned(molora::device::wgpu::Tuning::plain()).unwrap();
+    adapters().into_iter().flat_map(|wgpu| [plain(&wgpu), wgpu]).collect()
+}
+
+/// Plans are not counted.
+#[test]
+#[cfg(feature = "wgpu")]
+fn a_block_takes_four_dispatches_on_webgpu() {
+    use molora::device::wgpu::{Path, trace::Command};
+    for wgpu in paths() {
+        let kernels = |p: &Problem<half::f16>, filled: std::ops::Range<usize>| -> Vec<&'static str> {
+            let traced = wgpu.traced();
+            judge(&wgpu.describe(), p, &on_wgpu(&traced, p, filled));
+            let entry = |command: &Command| match command {
+                Command::Dispatch(dispatch) => Some(dispatch.entry),
+                Command::Clear { .. } => None,
+            };
+            let commands = traced.take_trace().commands;
+            commands.iter().filter_map(entry).filter(|entry| !entry.starts_with("plan")).collect()
+        };
+        let [product, with_shrink] = match wgpu.tuning().path {
+            Path::Lanes => ["grouped_lanes", "grouped_shrink_lanes"],
+            Path::Tiles | Path::Matrix => ["grouped", "grouped_shrink"],
+        };
+        let p = problem::<half::f16>(7);
+        let all = kernels(&p, 0..ADAPTERS * EXPERTS);
+        assert_eq!(all, ["shrink_few", product, with_shrink, "grouped_combine"], "{}", wgpu.describe());
+        // Without LoRAs nothing shrinks.
+        let none = Problem { lora_ids: vec![-1; p.lora_ids.len()], ..p };
+        assert_eq!(kernels(&none, 0..0), [product, product, "grouped_combine"], "{}", wgpu.describe());
+    }
 }
 
 /// Sizes that fit nothing are refused before anything is computed from them.

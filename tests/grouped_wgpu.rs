@@ -44,9 +44,11 @@ fn values<E: Element>(seed: usize, len: usize) -> Vec<E> {
     (0..len).map(|i| E::from_f32(mixed(i) as f32 / 8.0 - 1.0)).collect()
 }
 
-/// A call on a device; h is given, since A is another operation's.
+/// A call on a device.
 struct Call<X> {
     wgpu: Wgpu,
+    /// h is made by the call, not given.
+    shrinks: bool,
     sizes: Sizes,
     pool: Pool,
     markers: Pool,
@@ -86,6 +88,7 @@ impl<X: Element> Call<X> {
         let routes = TOKENS * TOP_K;
         Self {
             wgpu: wgpu.with_own_status(),
+            shrinks: false,
             sizes,
             pool,
             markers: Pool::markers(wgpu, EXPERTS).unwrap(),
@@ -115,7 +118,9 @@ impl<X: Element> Call<X> {
         let plan = wgpu.plan(&mut encoder, &plan_sizes, &self.markers, view(&ids, self.ids.len()))?;
         let lora_sizes = plan::Sizes { experts: SLOTS, ..plan_sizes };
         let loras = wgpu.plan(&mut encoder, &lora_sizes, &self.pool, view(&lora_ids, self.lora_ids.len()))?;
-        wgpu.grouped(
+        let product = if self.shrinks { Wgpu::grouped_with_shrink::<X> } else { Wgpu::grouped::<X> };
+        product(
+            wgpu,
             &mut encoder,
             sizes,
             &plan,
@@ -136,7 +141,7 @@ impl<X: Element> Call<X> {
 
     /// The same call where these routes have no LoRA.
     fn without(&self, dead: impl Fn(usize) -> bool) -> Vec<f32> {
-        let mut other = Self::new(&self.wgpu, self.sizes.rows);
+        let mut other = Self { shrinks: self.shrinks, ..Self::new(&self.wgpu, self.sizes.rows) };
         for (n, id) in other.lora_ids.iter_mut().enumerate() {
             *id = if dead(n) { -1 } else { *id };
         }
@@ -150,7 +155,8 @@ impl<X: Element> Call<X> {
 fn put<E: Element>(pool: &mut Pool, slot: usize) {
     let slices = pool.slots().slices().len();
     let lora = |s: usize| {
-        let (a, b) = (vec![E::from_f32(0.0); RANK * INNER], values::<E>(10 + slot + 50 * s, WIDTH * RANK));
+        let (a, b) =
+            (values::<E>(30 + slot + 50 * s, RANK * INNER), values(10 + slot + 50 * s, WIDTH * RANK));
         Lora::new(INNER, WIDTH, RANK, 0.5, &a, &b).unwrap()
     };
     let loras: Vec<Lora> = (0..slices).map(lora).collect();
@@ -162,6 +168,9 @@ fn every_kind(check: impl Fn(Call<f32>, Call<f16>)) {
         for rows in Rows::ALL {
             check(Call::new(&wgpu, rows), Call::new(&wgpu, rows));
         }
+        let mut with_shrink = (Call::new(&wgpu, Rows::Combined), Call::new(&wgpu, Rows::Combined));
+        (with_shrink.0.shrinks, with_shrink.1.shrinks) = (true, true);
+        check(with_shrink.0, with_shrink.1);
     }
 }
 
@@ -297,6 +306,7 @@ fn what_does_not_fit_is_refused() {
         refused(&|call| call.sizes.h_stride = RANK - 1, Rows::Combined, "h");
         refused(&|call| call.sizes.experts += 1, Rows::Plain, "weight");
         refused(&|call| call.sizes.y_stride = WIDTH + 1, Rows::Plain, "y_stride");
+        refused(&|call| call.shrinks = true, Rows::Gated, "combined");
         // A pool of another product.
         let plain = |call: &mut Call<f16>| call.pool = Call::<f16>::new(&call.wgpu, Rows::Plain).pool;
         refused(&plain, Rows::Gated, "pool.out_features");

@@ -10,6 +10,9 @@
 //! topk_ids -> plan (experts)        lora_ids -> plan (LoRAs of gate and up), plan (LoRAs of down)
 //! x -> shrink -> h -> grouped, gated -> act -> shrink -> h -> grouped, combined -> y
 //! ```
+//!
+//! After the plans these are 4 launches on GPUs: on WebGPU the second shrink rides with down's rows and combining is a dispatch
+//! of its own, on CUDA the last to bring a token's row combines.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -290,7 +290,11 @@ impl<'a> Rig<'a> {
             let y = view::<X>(&self.buffers.y, tokens * top_k * WIDTH)?;
             let (h, scratch) = (View::whole(&self.buffers.h), View::whole(&self.buffers.z));
             let encoder = &mut self.encoder;
-            self.wgpu.grouped(encoder, &sizes, &plan, &pool, &loras, w, x, h, weights, scratch, y)?;
+            let (wgpu, loras) = (self.wgpu, &loras);
+            wgpu.grouped(encoder, &sizes, &plan, &pool, loras, w, x, h, weights, scratch, y)?;
+            if rows == grouped::Rows::Combined {
+                wgpu.grouped_with_shrink(encoder, &sizes, &plan, &pool, loras, w, x, h, weights, scratch, y)?;
+            }
         }
         Ok(())
     }

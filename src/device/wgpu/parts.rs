@@ -131,7 +131,7 @@ impl Wgpu {
         parts: &[Part],
     ) -> Result<()> {
         let tiles = launch.groups / (blocks.blocks.max(1) as u32);
-        for part in parts {
+        for (i, part) in parts.iter().enumerate() {
             let bindings: Vec<Binding> = launch
                 .bindings
                 .iter()
@@ -140,18 +140,21 @@ impl Wgpu {
                     _ => binding.clone(),
                 })
                 .collect();
-            let mut params = launch.params.to_vec();
+            let (mut params, mut ahead) = (launch.params.to_vec(), 0);
             for (name, value) in &mut params {
                 match *name {
                     "first_expert" => *value = part.experts.start as u32,
                     "end_expert" => *value = part.experts.end as u32,
+                    // Workgroups in front that do not read the weight: with its first part.
+                    "ahead" if i == 0 => ahead = *value,
+                    "ahead" => *value = 0,
                     _ => {}
                 }
             }
             let run = part.blocks.len() as u32;
             let launch = Launch { params: &params, bindings: &bindings, ..*launch };
             let own = [part.blocks.start as u32, run, blocks.blocks as u32];
-            self.dispatch(encoder, &launch, tiles * run, own)?;
+            self.dispatch(encoder, &launch, ahead.saturating_add(tiles * run), own)?;
         }
         Ok(())
     }

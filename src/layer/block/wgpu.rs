@@ -98,9 +98,8 @@ impl MoeBlock<Wgpu> {
             scratch,
             act,
         )?;
-        let h = View::<f32>::new(&w.h, 0, routes * shapes.down_shrink.h_stride)?;
-        wgpu.shrink(encoder, &shapes.down_shrink, &w.down_loras, down, act, topk_weights, h)?;
-        let (sizes, weight) = (&shapes.down, weights.down);
-        wgpu.grouped(encoder, sizes, plan, down, &w.down_loras, weight, act, h, topk_weights, scratch, y)
+        let h = View::<f32>::new(&w.h, 0, routes * shapes.down.h_stride)?;
+        let (sizes, loras, weight) = (&shapes.down, &w.down_loras, weights.down);
+        wgpu.grouped_with_shrink(encoder, sizes, plan, down, loras, weight, act, h, topk_weights, scratch, y)
     }
 }

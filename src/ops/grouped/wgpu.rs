@@ -1,20 +1,28 @@
-//! Grouped on WebGPU: one dispatch for the rows of the routes, one more that combines them.
+//! Grouped on WebGPU: one dispatch for the rows of the routes, one more that combines them and adds their LoRAs.
+//!
+//! Where rows are combined, their LoRAs wait for the second dispatch, so that h may come from the first
+//! ([`Wgpu::grouped_with_shrink`]): a SwiGLU block is 4 dispatches, not 5, and moves the same bytes: x and A once more for h,
+//! h and a row of f32 a route written and read, B once. What is asked for, by subgroups of 16 lanes or more: A once per 64
+//! routes and x once per 16 ranks, as by shrink; B once a route, as by rows with LoRAs on tiles. On lanes those ask for B once
+//! per 16 rows of one LoRA: there combining costs up to `rank / 4` loads of four more a route and column, beside the
+//! product's `3 / 128 in_features`.
+
+mod combine;
+mod rows;
+
+pub use combine::combine_grid;
 
 use super::{Lens, OP, Rows, Sizes, check_pool};
-use crate::device::wgpu::{
-    self as device, Access, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu,
-};
+use crate::device::wgpu::{self as device, Access, Binding, Path, TILE_ROWS, Tuning, View, Wgpu};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::ops::{
-    Form, Grid, LANES, NOTHING_BEHIND, ROWS_SHARED, SHARED_ROWS, check_equal, check_packed, tile_constants,
-    word,
-};
+use crate::ops::{Form, Grid, SHARED_ROWS, check_equal, check_packed, word};
+use rows::Loras;
 
 /// Rows of an expert's weight that a workgroup takes.
 const TILE_COLUMNS: usize = 64;
-/// Columns of y that a thread combines.
-const COMBINE_COLUMNS: usize = 4;
+/// Threads of a workgroup on tiles.
+const TILE_THREADS: usize = 64;
 
 /// The launch of the rows for a plan of at most `max_tiles` tiles: a workgroup per tile (64 routes of one expert, or 16 of
 /// them on lanes) and 64 rows of the weight (8 a lane), half of gate and half of up where gated.
@@ -28,10 +36,13 @@ pub fn grid(sizes: &Sizes, max_tiles: usize, tuning: &Tuning) -> Grid {
     Grid { form: Form::Many, columns, blocks, groups: max_tiles * parts * blocks }
 }
 
-/// The launch that combines: a thread per token and four columns.
-pub fn combine_grid(sizes: &Sizes) -> Grid {
-    let blocks = sizes.width().div_ceil(COMBINE_COLUMNS);
-    Grid { form: Form::Few, columns: COMBINE_COLUMNS, blocks, groups: (sizes.tokens * blocks).div_ceil(64) }
+/// The workgroups in front that shrink for a LoRA plan of at most `max_tiles` tiles: one per tile and as many ranks as leave each
+/// thread a block of four routes and eight ranks.
+pub fn shrink_grid(max_rank: usize, max_tiles: usize, tuning: &Tuning) -> Grid {
+    let threads = if tuning.path == Path::Lanes { tuning.owners as usize } else { TILE_THREADS };
+    let columns = 8 * (threads / (TILE_ROWS / 4)).max(1);
+    let blocks = max_rank.div_ceil(columns);
+    Grid { form: Form::Many, columns, blocks, groups: max_tiles * blocks }
 }
 
 /// f32 elements of scratch that a call on WebGPU needs: a row for every route of a combined product.
@@ -64,6 +75,62 @@ impl Wgpu {
         scratch: View<f32>,
         y: View<X>,
     ) -> Result<()> {
+        let inputs = Inputs { sizes, plan, pool, loras, weight, x, h };
+        inputs.check(topk_weights, scratch, y)?;
+        if sizes.rows != Rows::Combined {
+            return self.grouped_rows(encoder, &inputs, Loras::Added, sizes.y_stride, y);
+        }
+        self.grouped_rows(encoder, &inputs, Loras::Left, sizes.out_features, scratch)?;
+        self.grouped_combine(encoder, &inputs, topk_weights, scratch, y)
+    }
+
+    /// [`Wgpu::shrink`] of the rows of x and [`Wgpu::grouped`], combined, in two dispatches; `h` is written, in no buffer
+    /// that is read.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "sizes, plan, pool, inputs, output: the order on every device"
+    )]
+    pub fn grouped_with_shrink<X: Element>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        sizes: &Sizes,
+        plan: &device::Plan,
+        pool: &device::Pool,
+        loras: &device::Plan,
+        weight: View<X>,
+        x: View<X>,
+        h: View<f32>,
+        topk_weights: View<f32>,
+        scratch: View<f32>,
+        y: View<X>,
+    ) -> Result<()> {
+        let inputs = Inputs { sizes, plan, pool, loras, weight, x, h };
+        inputs.check(topk_weights, scratch, y)?;
+        if sizes.rows != Rows::Combined {
+            return Err(Error::argument(OP, "rows", "combined, with shrink", sizes.rows.name()));
+        }
+        let left = if pool.slots().max_rank() == 0 { Loras::Left } else { Loras::Shrunk };
+        self.grouped_rows(encoder, &inputs, left, sizes.out_features, scratch)?;
+        self.grouped_combine(encoder, &inputs, topk_weights, scratch, y)
+    }
+}
+
+/// What the rows are made of.
+#[derive(Debug, Clone, Copy)]
+struct Inputs<'a, X> {
+    sizes: &'a Sizes,
+    plan: &'a device::Plan,
+    pool: &'a device::Pool,
+    loras: &'a device::Plan,
+    weight: View<'a, X>,
+    x: View<'a, X>,
+    h: View<'a, f32>,
+}
+
+impl<'a, X: Element> Inputs<'a, X> {
+    /// Refuses what does not fit together.
+    fn check(&self, topk_weights: View<f32>, scratch: View<f32>, y: View<X>) -> Result<()> {
+        let Inputs { sizes, plan, pool, loras, weight, x, h } = *self;
         let lens = Lens {
             weight: weight.len(),
             x: x.len(),
@@ -87,121 +154,14 @@ impl Wgpu {
         if scratch.len() < needed {
             return Err(Error::argument(OP, "scratch", format!("at least {needed} elements"), scratch.len()));
         }
-        let inputs = Inputs { sizes, plan, pool, loras, weight, x, h };
-        if sizes.rows != Rows::Combined {
-            return self.grouped_rows(encoder, &inputs, sizes.y_stride, y);
-        }
-        self.grouped_rows(encoder, &inputs, sizes.out_features, scratch)?;
-        self.grouped_combine(encoder, sizes, plan, topk_weights, scratch, y)
+        Ok(())
     }
 
-    /// A row for every live route, into y or into scratch.
-    fn grouped_rows<X: Element, Y: Element>(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        inputs: &Inputs<X>,
-        y_stride: usize,
-        y: View<Y>,
-    ) -> Result<()> {
-        let Inputs { sizes, plan, pool, loras, .. } = *inputs;
-        let lora_ids = View::new(&loras.buffer, loras.layout.at_ids, sizes.routes())?;
-        let (grid, slots) = (grid(sizes, plan.layout.max_tiles, self.tuning()), pool.slots());
-        let routes_a_row = if sizes.x_per_route { 1 } else { sizes.top_k };
-        let mut params = plan.params()?.to_vec();
-        params.extend([
-            ("first_expert", 0),
-            ("end_expert", word(OP, "experts", sizes.experts)?),
-            ("routes_a_row", word(OP, "top_k", routes_a_row)?),
-            ("slots", word(OP, "slots", slots.sizes().experts)?),
-            ("lora_epoch", loras.epoch),
-            ("in_features", word(OP, "in_features", sizes.in_features)?),
-            ("out_features", word(OP, "out_features", sizes.out_features)?),
-            ("width", word(OP, "out_features", sizes.width())?),
-            ("x_stride", word(OP, "x_stride", sizes.x_stride)?),
-            ("h_stride", word(OP, "h_stride", sizes.h_stride)?),
-            ("b_stride", word(OP, "b_stride", pool.b_stride())?),
-            ("y_stride", word(OP, "y_stride", y_stride)?),
-            ("column_blocks", word(OP, "out_features", grid.blocks)?),
-        ]);
-        let [tile_m, tile_n, wide] = tile_constants(TILE_COLUMNS, true);
-        let tiles = [
-            NOTHING_BEHIND,
-            include_str!("../../../shaders/tile.wgsl"),
-            include_str!("../../../shaders/grouped.wgsl"),
-        ];
-        let lanes = [ROWS_SHARED, LANES[0], LANES[1], include_str!("../../../shaders/grouped_lanes.wgsl")];
-        let on_lanes = self.tuning().path == Path::Lanes;
-        let gated = ("GATED", u32::from(sizes.rows == Rows::Gated));
-        let launch = Launch {
-            op: OP,
-            entry: if on_lanes { "grouped_lanes" } else { "grouped" },
-            body: &[&tiles[..], if on_lanes { &lanes } else { &[] }].concat(),
-            constants: &[tile_m, tile_n, wide, gated, ("OWNERS", self.tuning().owners)],
-            params: &params,
-            bindings: &[
-                Binding::rows("x", inputs.x, sizes.x_stride),
-                Binding::rows("w", inputs.weight, sizes.in_features),
-                Binding::slots_and_b("b", pool),
-                Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
-                Binding::ids("lora_ids", Access::Read, lora_ids),
-                Binding::read("h", inputs.h),
-                Binding::write("y", y),
-                Binding::status(self),
-            ],
-            groups: word(OP, "tokens", grid.groups)?,
-        };
-        // Gate and up of an expert lie apart: both are bound at once.
-        let whole = sizes.rows == Rows::Gated;
-        let begin = |block: usize| (block * grid.columns).min(sizes.width());
-        let blocks = Blocks { stride: sizes.in_features, blocks: grid.blocks, begin: &begin };
-        self.launch_experts(encoder, &launch, &blocks, (sizes.experts, sizes.out_features, whole))
+    /// The slots of the routes.
+    fn lora_ids(&self) -> Result<Binding<'a>> {
+        let ids = View::new(&self.loras.buffer, self.loras.layout.at_ids, self.sizes.routes())?;
+        Ok(Binding::ids("lora_ids", Access::Read, ids))
     }
-
-    /// The weighted sum of every token's rows.
-    fn grouped_combine<X: Element>(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        sizes: &Sizes,
-        plan: &device::Plan,
-        topk_weights: View<f32>,
-        rows: View<f32>,
-        y: View<X>,
-    ) -> Result<()> {
-        let grid = combine_grid(sizes);
-        let mut params = plan.params()?.to_vec();
-        params.extend([
-            ("width", word(OP, "out_features", sizes.width())?),
-            ("y_stride", word(OP, "y_stride", sizes.y_stride)?),
-            ("quads", word(OP, "out_features", grid.blocks)?),
-        ]);
-        let launch = Launch {
-            op: OP,
-            entry: "grouped_combine",
-            body: &[include_str!("../../../shaders/grouped_combine.wgsl")],
-            constants: &[],
-            params: &params,
-            bindings: &[
-                Binding::table("plan", "array<u32>", Access::Read, &plan.buffer),
-                Binding::read("topk_weights", topk_weights),
-                Binding::rows("rows", rows, sizes.out_features),
-                Binding::write("y", y),
-                Binding::status(self),
-            ],
-            groups: word(OP, "tokens", grid.groups)?,
-        };
-        self.launch(encoder, &launch)
-    }
-}
-
-/// What the rows are made of.
-struct Inputs<'a, X> {
-    sizes: &'a Sizes,
-    plan: &'a device::Plan,
-    pool: &'a device::Pool,
-    loras: &'a device::Plan,
-    weight: View<'a, X>,
-    x: View<'a, X>,
-    h: View<'a, f32>,
 }
 
 #[cfg(test)]
@@ -233,6 +193,14 @@ mod tests {
         let groups = |rows, out_features| grid(&sizes(rows, out_features), 5, &lanes).groups;
         assert_eq!((groups(Rows::Plain, 256), groups(Rows::Plain, 257)), (20, 40));
         assert_eq!((groups(Rows::Gated, 256), groups(Rows::Gated, 258)), (20, 40));
+        // A thread's block: four of 64 routes, eight ranks.
+        let ahead = |max_rank, tuning| {
+            let grid = shrink_grid(max_rank, 5, tuning);
+            (grid.columns, grid.groups)
+        };
+        assert_eq!((ahead(0, &tiles), ahead(32, &tiles), ahead(33, &tiles)), ((32, 0), (32, 5), (32, 10)));
+        assert_eq!((ahead(16, &lanes), ahead(17, &lanes)), ((16, 5), (16, 10)));
+        assert_eq!(ahead(9, &Tuning { owners: 4, ..lanes }), (8, 10));
         let combine = |out_features: usize| combine_grid(&sizes(Rows::Combined, out_features)).groups;
         assert_eq!((combine(0), combine(1), combine(5)), (0, 2, 3));
         let scratch = |rows: Rows| scratch_len(&sizes(rows, 10));

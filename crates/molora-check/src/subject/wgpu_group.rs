@@ -51,8 +51,12 @@ impl Group {
         let (lora_ids, scratch) = (view(&self.lora_ids)?, view(&self.scratch)?);
         wgpu.plan_into(encoder, &inputs.group_plan_sizes(), &self.markers, ids, &mut self.plan)?;
         wgpu.plan_into(encoder, &inputs.lora_plan_sizes(), pool, lora_ids, &mut self.routed)?;
-        wgpu.shrink(encoder, &inputs.lora_shrink_sizes(), &self.routed, pool, x, weights, h)?;
-        let (sizes, plan) = (inputs.grouped_sizes(), &self.plan);
-        wgpu.grouped(encoder, &sizes, plan, pool, &self.routed, weight, x, h, weights, scratch, y)
+        let (sizes, plan, loras) = (inputs.grouped_sizes(), &self.plan, &self.routed);
+        if sizes.rows == grouped::Rows::Combined {
+            return wgpu
+                .grouped_with_shrink(encoder, &sizes, plan, pool, loras, weight, x, h, weights, scratch, y);
+        }
+        wgpu.shrink(encoder, &inputs.lora_shrink_sizes(), loras, pool, x, weights, h)?;
+        wgpu.grouped(encoder, &sizes, plan, pool, loras, weight, x, h, weights, scratch, y)
     }
 }
