@@ -1,4 +1,6 @@
 // Base, many tokens on lanes: one workgroup per 16 tokens and 8 columns of y a lane.
+fn put_quad(t: u32, o: u32, v: vec4<f32>) { store_quad(t, o, v); }
+
 @compute @workgroup_size(OWNERS)
 fn base_lanes(
     @builtin(workgroup_id) id: vec3<u32>,
@@ -15,9 +17,5 @@ fn base_lanes(
     let x = (t0 + min(shared_place(own), vec4(rows - 1u))) * params.x_stride;
     let last = vec4(params.out_features - 1u);
     let w = min(o + vec4(0u, 1u, 2u, 3u), last) * k;
-    keep(lanes_product(x, w, min(o + vec4(4u, 5u, 6u, 7u), last) * k, k));
-    for (var m = 0u; m < rows; m++) {
-        store_quad(t0 + m, o, lane_low[m]);
-        store_quad(t0 + m, o + 4u, lane_high[m]);
-    }
+    put_rows(t0, rows, o, lanes_product(x, w, min(o + vec4(4u, 5u, 6u, 7u), last) * k, k));
 }

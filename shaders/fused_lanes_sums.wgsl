@@ -1,5 +1,5 @@
 // Fused, the sparse form on lanes, y of f32: the base product of each of a workgroup's chunks, then the experts onto y of all of
-// them, so that B's rows serve many routes; see lanes_routes.wgsl.
+// them, so that B's rows serve many routes; see lanes_routes.wgsl and lanes_put.wgsl.
 
 fn slot_at(e: u32) -> Slot { return b_slot(e); }
 
@@ -8,7 +8,7 @@ fn h_row(n: u32) -> u32 {
     return n * params.h_stride;
 }
 
-fn put_base(t: u32, o: u32, v: vec4<f32>) {
+fn put_quad(t: u32, o: u32, v: vec4<f32>) {
     if (o >= params.out_features) { return; }
     let bias = vec4(bias_of(o), bias_of(o + 1u), bias_of(o + 2u), bias_of(o + 3u));
     y_put_quad(t * params.y_stride + o, v + bias);
@@ -21,11 +21,7 @@ fn base_rows(t0: u32, rows: u32, o: u32, own: Invocation) {
     let x = (t0 + min(shared_place(own), vec4(rows - 1u))) * params.x_stride;
     let last = vec4(params.out_features - 1u);
     let w = min(o + vec4(0u, 1u, 2u, 3u), last) * k;
-    keep(lanes_product(x, w, min(o + vec4(4u, 5u, 6u, 7u), last) * k, k));
-    for (var m = 0u; m < rows; m++) {
-        put_base(t0 + m, o, lane_low[m]);
-        put_base(t0 + m, o + 4u, lane_high[m]);
-    }
+    put_rows(t0, rows, o, lanes_product(x, w, min(o + vec4(4u, 5u, 6u, 7u), last) * k, k));
 }
 
 @compute @workgroup_size(OWNERS)

@@ -9,13 +9,16 @@ mod matrix;
 use super::{Form, word};
 #[cfg(feature = "wgpu")]
 use super::{
-    Grid, LANES, NOTHING_BEHIND, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, sums, tile_constants,
+    Grid, LANES, LANES_PUT, NOTHING_BEHIND, ROWS_IN_ORDER, ROWS_SHARED, SHARED_ROWS, check_packed, sums,
+    tile_constants,
 };
 use super::{check_len, check_rows, row};
 use crate::device::cpu::{Cpu, Out, SharedMut, Tiles, Weight};
 #[cfg(feature = "wgpu")]
 use crate::device::wgpu::{self as device, Binding, Blocks, Launch, Path, TILE_ROWS, Tuning, View, Wgpu};
 use crate::element::Element;
+#[cfg(feature = "wgpu")]
+use crate::element::ElementType;
 use crate::error::{Error, Result};
 
 const OP: &str = "base";
@@ -151,7 +154,11 @@ impl Wgpu {
             include_str!("../../shaders/tile.wgsl"),
             include_str!("../../shaders/base.wgsl"),
         ];
-        let lanes = [ROWS_SHARED, LANES[1], include_str!("../../shaders/base_lanes.wgsl")];
+        let put = match X::TYPE {
+            ElementType::F32 => LANES_PUT,
+            ElementType::F16 | ElementType::Bf16 => include_str!("../../shaders/lanes_put_packed.wgsl"),
+        };
+        let lanes = [ROWS_SHARED, LANES[1], put, include_str!("../../shaders/base_lanes.wgsl")];
         let [tile_m, tile_n, wide] = tile_constants(if columns == 64 { 64 } else { 16 }, true);
         let matrices = [shape, include_str!("../../shaders/base_matrix.wgsl")];
         let on_lanes = form == Form::Many && self.tuning().path == Path::Lanes;

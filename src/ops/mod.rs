@@ -208,6 +208,10 @@ pub(crate) const LANES_RANKS: &str = include_str!("../../shaders/lanes_ranks.wgs
 #[cfg(feature = "wgpu")]
 pub(crate) const LANES_ROUTES: &str = include_str!("../../shaders/lanes_routes.wgsl");
 
+/// How sums of a product on lanes get into an y of f32.
+#[cfg(feature = "wgpu")]
+pub(crate) const LANES_PUT: &str = include_str!("../../shaders/lanes_put.wgsl");
+
 /// Chunks of tokens of a workgroup of [`LANES_ROUTES`]: 256 tokens, so that B's rows serve many routes.
 #[cfg(feature = "wgpu")]
 pub(crate) const LANES_CHUNKS: usize = 16;

@@ -244,6 +244,8 @@ const TEXTS: &[&str] = &[
     include_str!("../../../shaders/grouped_lanes.wgsl"),
     include_str!("../../../shaders/lane.wgsl"),
     include_str!("../../../shaders/lanes.wgsl"),
+    include_str!("../../../shaders/lanes_put.wgsl"),
+    include_str!("../../../shaders/lanes_put_packed.wgsl"),
     include_str!("../../../shaders/lanes_ranks.wgsl"),
     include_str!("../../../shaders/lanes_routes.wgsl"),
     include_str!("../../../shaders/lanes_rows_shared.wgsl"),

@@ -10,8 +10,8 @@ use crate::element::{Element, ElementType};
 use crate::error::Result;
 use crate::ops::fused::{OP, Sizes};
 use crate::ops::{
-    Form, Grid, LANES, LANES_CHUNKS, LANES_RANKS, LANES_ROUTES, Output, ROWS_IN_ORDER, ROWS_SHARED,
-    SHARED_ROWS, check_packed, plan, tile_constants, word,
+    Form, Grid, LANES, LANES_CHUNKS, LANES_PUT, LANES_RANKS, LANES_ROUTES, Output, ROWS_IN_ORDER,
+    ROWS_SHARED, SHARED_ROWS, check_packed, plan, tile_constants, word,
 };
 
 /// Columns of y that a workgroup takes.
@@ -171,7 +171,7 @@ impl Wgpu {
             }
             Kernel::Sums => {
                 let own = include_str!("../../../../shaders/fused_lanes_sums.wgsl");
-                ("fused_lanes_sums", [&lanes[..], &[LANES_ROUTES, own]].concat())
+                ("fused_lanes_sums", [&lanes[..], &[LANES_PUT, LANES_ROUTES, own]].concat())
             }
         };
         let launch = Launch {
