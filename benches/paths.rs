@@ -2,9 +2,8 @@
 //! memory, `forward_delta` and the fused product beside the base product, alternating in one run on every adapter.
 //! `cargo bench --bench paths`, or a part of it: `cargo bench --bench paths -- route plain blocked forms`
 //!
-//! The case: 256 tokens, 8 experts, top 2, rank 16, 1024 x 1024, f32, uniform routing; of route 512 tokens, 166 experts,
-//! 2048 wide. Answers are checked against
-//! the plain loop before the clock starts. Times run from
+//! The case: 256 tokens, 8 experts, top 2, rank 16, 1024 x 1024 (`width=4096` takes another), f32, uniform routing; of route
+//! 512 tokens, 166 experts, 2048 wide. Answers are checked against the plain loop before the clock starts. Times run from
 //! recording to an empty queue, medians: of the wall, or of the processor where the device is a software driver.
 
 #[path = "paths/blocked.rs"]
@@ -27,7 +26,6 @@ const TOKENS: usize = 256;
 const TOP_K: usize = 2;
 const EXPERTS: usize = 8;
 const RANK: usize = 16;
-const WIDTH: usize = 1024;
 const ROUNDS: usize = 9;
 /// For ratios that are held against a bar.
 const MANY_ROUNDS: usize = 40;
@@ -53,9 +51,19 @@ fn values(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
+/// Columns of x and of y.
+fn width() -> usize {
+    static WIDTH: LazyLock<usize> = LazyLock::new(|| {
+        let given = std::env::args().find_map(|a| a.strip_prefix("width=").map(str::to_string));
+        given.map_or(1024, |width| width.parse().expect("width=COLUMNS, a whole number"))
+    });
+    *WIDTH
+}
+
 /// Whether a part of the run is asked for.
 fn asked(part: &str) -> bool {
-    let parts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let parts: Vec<String> =
+        std::env::args().skip(1).filter(|a| !a.starts_with('-') && !a.contains('=')).collect();
     parts.is_empty() || parts.iter().any(|p| p == part)
 }
 
@@ -67,26 +75,27 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
     }
     let routes = TOKENS * TOP_K;
     let ids: Vec<i32> = (0..routes).map(|n| ((n / TOP_K * 5 + n % TOP_K * 3) % EXPERTS) as i32).collect();
-    let (a, b) = (values(1, EXPERTS * RANK * WIDTH), values(2, EXPERTS * RANK * WIDTH));
+    let (a, b) = (values(1, EXPERTS * RANK * width()), values(2, EXPERTS * RANK * width()));
     let weights = values(3, routes);
     // [experts, rank, out]
     let b_turned: Vec<f32> = (0..b.len())
-        .map(|i| (i / (RANK * WIDTH), i / WIDTH % RANK, i % WIDTH))
-        .map(|(e, r, o)| b[(e * WIDTH + o) * RANK + r])
+        .map(|i| (i / (RANK * width()), i / width() % RANK, i % width()))
+        .map(|(e, r, o)| b[(e * width() + o) * RANK + r])
         .collect();
     let buffers = Buffers {
         ids: wgpu.upload(&ids)?,
         weights: wgpu.upload(&weights)?,
         ones: wgpu.upload(&vec![1f32; routes])?,
-        x: wgpu.upload(&values(4, TOKENS * WIDTH))?,
+        x: wgpu.upload(&values(4, TOKENS * width()))?,
         a: wgpu.upload(&a)?,
         b: wgpu.upload(&b)?,
         b_turned: wgpu.upload(&b_turned)?,
         h: wgpu.upload(&vec![0f32; routes * RANK])?,
-        y: wgpu.upload(&vec![0f32; TOKENS * WIDTH])?,
-        weight: wgpu.upload(&values(5, WIDTH * WIDTH))?,
-        expert_weights: wgpu.upload(&values(10, EXPERTS * WIDTH * WIDTH))?,
-        rows: wgpu.upload(&vec![0f32; routes * WIDTH])?,
+        y: wgpu.upload(&vec![0f32; TOKENS * width()])?,
+        weight: wgpu.upload(&values(5, width() * width()))?,
+        // Grouped products alone read these.
+        expert_weights: wgpu.upload(&values(10, if asked("blocked") { EXPERTS * width() * width() } else { 4 }))?,
+        rows: wgpu.upload(&vec![0f32; routes * width()])?,
     };
     let ours = Ours::new(wgpu, &buffers, (&a, &b), false)?;
     if asked("plain") {
@@ -131,10 +140,10 @@ fn against_plain(wgpu: &Wgpu, software: bool, buffers: &Buffers, ours: &Ours) ->
             };
         }
         h.push(wgpu.download::<f32>(&buffers.h, TOKENS * TOP_K * RANK)?);
-        y.push(wgpu.download::<f32>(&buffers.y, TOKENS * WIDTH)?);
+        y.push(wgpu.download::<f32>(&buffers.y, TOKENS * width())?);
     }
-    compare("shrink", &h[0], &h[1], WIDTH)?;
-    compare("expand", &y[0], &y[1], WIDTH * RANK)?;
+    compare("shrink", &h[0], &h[1], width())?;
+    compare("expand", &y[0], &y[1], width() * RANK)?;
     for step in [Step::Shrink, Step::Expand] {
         let [plain, ours] = alternate(software, [&mut || plain.run(wgpu, step), &mut || ours.run(step)])?;
         println!("{step:?}: plain {plain:.0} us, tiled {ours:.0} us, {:.2} x as fast", plain / ours);
@@ -160,11 +169,11 @@ fn against_blocked(
             Product::Grouped => Step::Grouped,
         };
         let (output, scale) = match product {
-            Product::Shrink => (&buffers.h, WIDTH),
-            Product::Expand => (&buffers.y, WIDTH * RANK),
-            Product::Base => (&buffers.y, WIDTH),
-            Product::Fused => (&buffers.y, WIDTH * RANK),
-            Product::Grouped => (&buffers.rows, WIDTH * RANK),
+            Product::Shrink => (&buffers.h, width()),
+            Product::Expand => (&buffers.y, width() * RANK),
+            Product::Base => (&buffers.y, width()),
+            Product::Fused => (&buffers.y, width() * RANK),
+            Product::Grouped => (&buffers.rows, width() * RANK),
         };
         let mut results = Vec::new();
         for ours_runs in [false, true] {
@@ -393,16 +402,16 @@ impl<'a> Ours<'a> {
         batch_invariant: bool,
     ) -> Result<Self, Failure> {
         let sizes = PoolSizes {
-            in_features: WIDTH,
-            out_features: WIDTH,
+            in_features: width(),
+            out_features: width(),
             experts: EXPERTS,
             rank_capacity: EXPERTS * RANK,
             element: ElementType::F32,
         };
         let mut pool = Pool::new(wgpu, sizes)?;
         for e in 0..EXPERTS {
-            let part = e * RANK * WIDTH..(e + 1) * RANK * WIDTH;
-            pool.put(e, &Lora::new(WIDTH, WIDTH, RANK, 1.0, &a[part.clone()], &b[part])?)?;
+            let part = e * RANK * width()..(e + 1) * RANK * width();
+            pool.put(e, &Lora::new(width(), width(), RANK, 1.0, &a[part.clone()], &b[part])?)?;
         }
         let layer = MoeLora::<Wgpu>::new(wgpu, pool, Router::External { top_k: TOP_K })?;
         let layer = layer.batch_invariant(batch_invariant);
@@ -438,24 +447,24 @@ impl<'a> Ours<'a> {
             Step::Shrink | Step::Expand => {
                 let plan = &self.plan;
                 if step == Step::Shrink {
-                    let (in_features, x_stride, h_stride) = (WIDTH, WIDTH, RANK);
+                    let (in_features, x_stride, h_stride) = (width(), width(), RANK);
                     let sizes = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
                     wgpu.shrink(encoder, &sizes, plan, pool, x, weights, h)?;
                 } else {
-                    let (out_features, y_stride, h_stride, accumulate) = (WIDTH, WIDTH, RANK, true);
+                    let (out_features, y_stride, h_stride, accumulate) = (width(), width(), RANK, true);
                     let sizes =
                         expand::Sizes { tokens, top_k, out_features, h_stride, y_stride, output, accumulate };
                     wgpu.expand(encoder, &sizes, plan, pool, h, weights, y)?;
                 }
             }
             Step::Base => {
-                let (in_features, out_features, x_stride, y_stride) = (WIDTH, WIDTH, WIDTH, WIDTH);
+                let (in_features, out_features, x_stride, y_stride) = (width(), width(), width(), width());
                 let sizes = base::Sizes { tokens, in_features, out_features, x_stride, y_stride };
                 wgpu.base(encoder, &sizes, View::whole(&b.weight), None, x, y)?;
             }
             Step::Fused(form) => {
-                let (in_features, out_features) = (WIDTH, WIDTH);
-                let (x_stride, y_stride, h_stride) = (WIDTH, WIDTH, RANK);
+                let (in_features, out_features) = (width(), width());
+                let (x_stride, y_stride, h_stride) = (width(), width(), RANK);
                 let shrink = shrink::Sizes { tokens, top_k, in_features, x_stride, h_stride, output };
                 wgpu.shrink(encoder, &shrink, &self.plan, pool, x, weights, h)?;
                 let weight = View::whole(&b.weight);
@@ -486,11 +495,11 @@ impl<'a> Ours<'a> {
                     tokens,
                     top_k,
                     experts: EXPERTS,
-                    in_features: WIDTH,
-                    out_features: WIDTH,
-                    x_stride: WIDTH,
+                    in_features: width(),
+                    out_features: width(),
+                    x_stride: width(),
                     h_stride: RANK,
-                    y_stride: WIDTH,
+                    y_stride: width(),
                     x_per_route: false,
                     rows: grouped::Rows::Plain,
                 };
@@ -501,7 +510,7 @@ impl<'a> Ours<'a> {
             }
             Step::Delta | Step::OneToken => {
                 let tokens = if step == Step::Delta { TOKENS } else { 1 };
-                let rows = Rows { tokens, x_stride: WIDTH, y_stride: WIDTH };
+                let rows = Rows { tokens, x_stride: width(), y_stride: width() };
                 let routing = RoutingView::new(
                     View::new(&b.ids, 0, tokens * TOP_K)?,
                     View::new(&b.weights, 0, tokens * TOP_K)?,
@@ -559,7 +568,7 @@ impl Plain {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let words = [TOKENS, TOP_K, EXPERTS, RANK, WIDTH, WIDTH].map(|v| (v as u32).to_le_bytes());
+        let words = [TOKENS, TOP_K, EXPERTS, RANK, width(), width()].map(|v| (v as u32).to_le_bytes());
         wgpu.queue().write_buffer(&params, 0, words.as_flattened());
         let bound = [&b.ids, &b.weights, &b.x, &b.a, &b.b, &b.h, &b.y, &params];
         let entries: Vec<_> = (0..)
@@ -575,7 +584,7 @@ impl Plain {
         let (pipeline, threads) = if step == Step::Shrink {
             (&self.shrink, TOKENS * TOP_K * RANK)
         } else {
-            (&self.expand, TOKENS * WIDTH)
+            (&self.expand, TOKENS * width())
         };
         let mut encoder = wgpu.encoder();
         {

@@ -1,6 +1,6 @@
 //! The products by kernels of 4 x 4 sums a thread without workgroup memory: a baseline for the library's own.
 
-use super::{Buffers, EXPERTS, Failure, RANK, TOKENS, TOP_K, WIDTH};
+use super::{Buffers, EXPERTS, Failure, RANK, TOKENS, TOP_K, width};
 use molora::Wgpu;
 
 /// The products that are measured.
@@ -20,12 +20,12 @@ impl Product {
 
     /// Floating-point operations, two a product.
     pub(super) fn operations(self) -> f64 {
-        let (routes, lora) = (TOKENS * TOP_K, RANK * WIDTH);
+        let (routes, lora) = (TOKENS * TOP_K, RANK * width());
         let products = match self {
             Self::Shrink | Self::Expand => routes * lora,
-            Self::Base => TOKENS * WIDTH * WIDTH,
-            Self::Fused => TOKENS * WIDTH * WIDTH + 2 * routes * lora,
-            Self::Grouped => routes * (WIDTH * WIDTH + lora),
+            Self::Base => TOKENS * width() * width(),
+            Self::Fused => TOKENS * width() * width() + 2 * routes * lora,
+            Self::Grouped => routes * (width() * width() + lora),
         };
         2.0 * products as f64
     }
@@ -115,7 +115,7 @@ impl Blocked {
         let tokens: Vec<[u32; 8]> =
             (0..TOKENS as u32).step_by(4).map(|t| [t, t + 1, t + 2, t + 3, 0, 0, 0, 0]).collect();
         let routes = groups(ids, |_| true)?;
-        let w = WIDTH;
+        let w = width();
         let wide = |y_routes_a_row| Params { columns: w, inner: w, routes_a_row: 1, y_routes_a_row };
         let shrink = Params { columns: RANK, inner: w, routes_a_row: TOP_K, y_routes_a_row: 1 };
         let by_route = Params { routes_a_row: TOP_K, ..wide(1) };
