@@ -94,7 +94,8 @@ fn run(wgpu: &Wgpu) -> Result<(), Failure> {
         y: wgpu.upload(&vec![0f32; TOKENS * width()])?,
         weight: wgpu.upload(&values(5, width() * width()))?,
         // Grouped products alone read these.
-        expert_weights: wgpu.upload(&values(10, if asked("blocked") { EXPERTS * width() * width() } else { 4 }))?,
+        expert_weights: wgpu
+            .upload(&values(10, if asked("blocked") { EXPERTS * width() * width() } else { 4 }))?,
         rows: wgpu.upload(&vec![0f32; routes * width()])?,
     };
     let ours = Ours::new(wgpu, &buffers, (&a, &b), false)?;

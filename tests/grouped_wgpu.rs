@@ -57,6 +57,7 @@ struct Call<X> {
     weights: Vec<f32>,
     weight: Vec<X>,
     x: Vec<X>,
+    /// Given, or NaN where the call makes it; what it is after a run.
     h: Vec<f32>,
 }
 
@@ -109,6 +110,9 @@ impl<X: Element> Call<X> {
         let scratch = wgpu.upload(&vec![f32::NAN; scratch_len(sizes).max(1)])?;
         let (ids, lora_ids) = (wgpu.upload(&self.ids)?, wgpu.upload(&self.lora_ids)?);
         let (weights, weight) = (wgpu.upload(&self.weights)?, wgpu.upload(&self.weight)?);
+        if self.shrinks {
+            self.h.fill(f32::NAN);
+        }
         let (x, h) = (wgpu.upload(&self.x)?, wgpu.upload(&self.h)?);
         fn view<T>(buffer: &Buffer, len: usize) -> View<'_, T> {
             View::new(buffer, 0, len).unwrap()
@@ -136,6 +140,7 @@ impl<X: Element> Call<X> {
         between(&mut self.pool);
         wgpu.queue().submit([encoder.finish()]);
         let y: Vec<X> = wgpu.download(&y, len)?;
+        self.h = wgpu.download(&h, self.h.len())?;
         Ok((y.iter().map(|v| v.to_f32()).collect(), wgpu.take_status()?))
     }
 
@@ -171,6 +176,23 @@ fn every_kind(check: impl Fn(Call<f32>, Call<f16>)) {
         let mut with_shrink = (Call::new(&wgpu, Rows::Combined), Call::new(&wgpu, Rows::Combined));
         (with_shrink.0.shrinks, with_shrink.1.shrinks) = (true, true);
         check(with_shrink.0, with_shrink.1);
+    }
+}
+
+#[test]
+fn shrink_writes_the_ranks_of_live_routes_alone() {
+    for wgpu in devices() {
+        let mut call = Call::<f32>::new(&wgpu, Rows::Combined);
+        call.shrinks = true;
+        call.sizes.h_stride = RANK + 3;
+        call.h = vec![f32::NAN; TOKENS * TOP_K * call.sizes.h_stride];
+        assert!(call.run(|_| {}).unwrap().1.is_ok());
+        for (n, h) in call.h.chunks(RANK + 3).enumerate() {
+            let written = h.iter().take_while(|v| v.is_finite()).count();
+            assert!(h[written..].iter().all(|v| v.is_nan()), "route {n}: {h:?}");
+            let rank = if call.lora_ids[n] < 0 { 0 } else { RANK };
+            assert!(written == rank || call.ids[n] < 0 && written == 0, "route {n}: {written} ranks");
+        }
     }
 }
 

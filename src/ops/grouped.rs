@@ -15,7 +15,7 @@
 //! A block of a SwiGLU mixture is: shrink (both slices' A), grouped gated, shrink (rows of routes), grouped
 //! combined. Rows of routes without a base expert (id -1) are not written, and add nothing where combined. Routes of one
 //! expert share a tile whatever their adapters: inside a tile the product runs on over the adapters that it uses, ranks
-//! exact, none padded. h is `[routes, h_stride]`, [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined:
+//! exact, none padded; WebGPU adds the LoRAs of combined rows where these are combined. h is `[routes, h_stride]`, [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined:
 //! after the sum over the routes).
 //!
 //! The base experts' plan is an ordinary plan over `topk_ids` and a pool of markers (`Pool::markers`), whose slots are all

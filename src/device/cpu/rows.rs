@@ -7,6 +7,9 @@ use crate::element::Element;
 use std::cell::Cell;
 use std::ops::Range;
 
+/// Most elements whose memory a thread keeps: 32 MiB, so that a long prompt leaves nothing behind.
+const KEPT: usize = 1 << 23;
+
 /// Elements below which one thread packs faster than several wake up.
 const ALONE: usize = 1 << 13;
 
@@ -88,6 +91,9 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
+        if self.data.len() > KEPT {
+            return;
+        }
         // The larger is kept. A thread that ends keeps none.
         let _ = SPARE.try_with(|spare| {
             let other = spare.take();

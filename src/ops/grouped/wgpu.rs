@@ -21,8 +21,8 @@ use rows::Loras;
 
 /// Rows of an expert's weight that a workgroup takes.
 const TILE_COLUMNS: usize = 64;
-/// Threads of a workgroup on tiles.
-const TILE_THREADS: usize = 64;
+/// Threads of a workgroup on tiles: 8 x 8 sums each.
+const TILE_THREADS: usize = (TILE_ROWS / 8) * (TILE_COLUMNS / 8);
 
 /// The launch of the rows for a plan of at most `max_tiles` tiles: a workgroup per tile (64 routes of one expert, or 16 of
 /// them on lanes) and 64 rows of the weight (8 a lane), half of gate and half of up where gated.
