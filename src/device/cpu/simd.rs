@@ -252,7 +252,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store_lanes(to: *mut f32, stride: usize, v: [Self::V; 4]) {
         for lane in 0..Self::LANES {
-            let four = [v[0][lane], v[1][lane], v[2][lane], v[3][lane]];
+            let four = v.map(|v| v[lane]);
             // SAFETY: four elements, by the trait's contract.
             unsafe { to.add(lane * stride).cast::<[f32; 4]>().write_unaligned(four) };
         }

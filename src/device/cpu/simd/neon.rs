@@ -93,8 +93,8 @@ impl Simd for Neon {
                 vtrn2q_f64(even[0], even[1]),
                 vtrn2q_f64(odd[0], odd[1]),
             ];
-            for lane in 0..4 {
-                vst1q_f32(to.add(lane * stride), vreinterpretq_f32_f64(lanes[lane]));
+            for (lane, v) in lanes.into_iter().enumerate() {
+                vst1q_f32(to.add(lane * stride), vreinterpretq_f32_f64(v));
             }
         }
     }

@@ -84,8 +84,8 @@ impl Simd for Avx2 {
                 _mm256_unpacklo_pd(high[0], high[1]),
                 _mm256_unpackhi_pd(high[0], high[1]),
             ];
-            for lane in 0..4 {
-                let v = _mm256_castpd_ps(lanes[lane]);
+            for (lane, v) in lanes.into_iter().enumerate() {
+                let v = _mm256_castpd_ps(v);
                 _mm_storeu_ps(to.add(lane * stride), _mm256_extractf128_ps::<0>(v));
                 _mm_storeu_ps(to.add((lane + 4) * stride), _mm256_extractf128_ps::<1>(v));
             }
@@ -187,8 +187,8 @@ impl Simd for Avx512 {
                 _mm512_unpacklo_pd(high[0], high[1]),
                 _mm512_unpackhi_pd(high[0], high[1]),
             ];
-            for lane in 0..4 {
-                let v = _mm512_castpd_ps(lanes[lane]);
+            for (lane, v) in lanes.into_iter().enumerate() {
+                let v = _mm512_castpd_ps(v);
                 _mm_storeu_ps(to.add(lane * stride), _mm512_extractf32x4_ps::<0>(v));
                 _mm_storeu_ps(to.add((lane + 4) * stride), _mm512_extractf32x4_ps::<1>(v));
                 _mm_storeu_ps(to.add((lane + 8) * stride), _mm512_extractf32x4_ps::<2>(v));
