@@ -20,8 +20,8 @@ use std::ops::Range;
 /// summation for every number of rows.
 pub(crate) const BLOCK: usize = 128;
 
-/// How many k ahead A is asked for where only one tile reads it: in the first-level cache, and in the second-level one.
-const AHEAD: [usize; 2] = [16, 128];
+/// Bytes ahead of A's stream where only one tile reads it.
+const AHEAD: usize = 4096;
 
 /// Steps of k between two times at which a tile asks for what comes next.
 const STEPS: usize = 8;
@@ -100,15 +100,21 @@ impl<A: Element> Kernel for Ranks<'_, A> {
                         next if next < tiles => (rows_of(next), inner.start),
                         _ => (rows_of(0), inner.end),
                     };
-                    let stream = tiles == 1 && vectors <= wide;
                     let tile = Tile {
                         xs: &xs[rows.clone()],
                         a,
                         inner: inner.clone(),
                         first: vector * S::LANES,
-                        stream,
-                        next_a: end.wrapping_add(part),
-                        lines: if stream { 0 } else { lines },
+                        next_a: if tiles == 1 && vectors <= wide {
+                            a.data
+                                .as_ptr()
+                                .wrapping_add(inner.start * a.rank)
+                                .cast::<u8>()
+                                .wrapping_add(AHEAD)
+                        } else {
+                            end.wrapping_add(part)
+                        },
+                        lines,
                         next_x: &xs[next_x],
                         next_k,
                         add: block > blocks.start,
@@ -138,8 +144,6 @@ struct Tile<'a, A> {
     inner: Range<usize>,
     /// First rank.
     first: usize,
-    /// Whether A comes from memory and is read once: it is then asked for k by k (see [`panel`](super::panel)).
-    stream: bool,
     /// What comes next of A, and how many lines of it are asked for at a time.
     next_a: *const u8,
     lines: usize,
@@ -200,14 +204,6 @@ impl<A: Element> Tile<'_, A> {
                     next_k += 2 * STEPS;
                 }
                 for i in k..k + STEPS {
-                    if self.stream {
-                        for line in 0..(N * S::LANES * size_of::<A>()).div_ceil(64) {
-                            let ahead =
-                                |k: usize| a.wrapping_add(k * rank).cast::<u8>().wrapping_add(64 * line);
-                            S::prefetch(ahead(AHEAD[0]));
-                            S::prefetch_far(ahead(AHEAD[1]));
-                        }
-                    }
                     step::<S, A, M, N>(&x, i, a, &mut sums);
                     a = a.wrapping_add(rank);
                 }
