@@ -169,3 +169,17 @@ fn expand_takes_lanes_for_whole_fours_of_f32() {
         }
     }
 }
+
+/// An expert's last routes are few or many: two kernels' paths on lanes, a part of a tile elsewhere.
+#[test]
+fn shrink_is_right_at_the_edges_of_its_tiles() {
+    for wgpu in devices() {
+        for tokens in [1, 2, 15, 16, 17, 31, 63, 64, 65, 79, 80, 81] {
+            for element in ElementType::ALL {
+                let case = Case { tokens, top_k: 1, experts: 1, ..Case::new(Op::Shrink) }.element(element);
+                let outcome = check(&WgpuSubject::new(wgpu.clone()), &case);
+                assert!(matches!(outcome, Outcome::Right(_)), "{case}: {outcome:?}");
+            }
+        }
+    }
+}

@@ -15,8 +15,8 @@
 //! A block of a SwiGLU mixture is: shrink (both slices' A), grouped gated, shrink (rows of routes), grouped
 //! combined. Rows of routes without a base expert (id -1) are not written, and add nothing where combined. Routes of one
 //! expert share a tile whatever their adapters: inside a tile the product runs on over the adapters that it uses, ranks
-//! exact, none padded; WebGPU adds the LoRAs of combined rows where these are combined. h is `[routes, h_stride]`, [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined:
-//! after the sum over the routes).
+//! exact, none padded; WebGPU adds the LoRAs of combined rows where these are combined. h is `[routes, h_stride]`,
+//! [`shrink`](super::shrink)'s. Sums are f32; y is rounded once (combined: after the sum over the routes).
 //!
 //! The base experts' plan is an ordinary plan over `topk_ids` and a pool of markers (`Pool::markers`), whose slots are all
 //! live and hold nothing. `loras` is the plan of `lora_ids` over the LoRA pool that shrink had: a slot that was emptied or

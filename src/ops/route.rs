@@ -92,7 +92,7 @@ pub fn select(
     let may = |e: usize| allowed.is_none_or(|list| allow::holds(list, e));
     let finite = scores.iter().fold(true, |all, z| all & z.is_finite());
     let refused = |&e: &usize| !scores[e].is_finite() && (e >= experts || may(e));
-    if let Some(e) = (0..if finite { 0 } else { scores.len() }).find(refused) {
+    if !finite && let Some(e) = (0..scores.len()).find(refused) {
         return Err(Error::argument(OP, format!("score[{token}, {e}]"), "a finite value", scores[e]));
     }
     rule.apply(scores, may, ids, weights);

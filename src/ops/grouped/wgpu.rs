@@ -85,7 +85,7 @@ impl Wgpu {
     }
 
     /// [`Wgpu::shrink`] of the rows of x and [`Wgpu::grouped`], combined, in two dispatches; `h` is written, in no buffer
-    /// that is read.
+    /// that is read. Of the slots of routes without a base expert the status word hears nothing.
     #[expect(
         clippy::too_many_arguments,
         reason = "sizes, plan, pool, inputs, output: the order on every device"
